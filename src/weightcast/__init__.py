@@ -1,0 +1,22 @@
+"""Train in fewer steps by forecasting the weights."""
+
+from weightcast.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    PredictionWarning,
+    UnsupportedOptimizerError,
+    WeightcastError,
+)
+from weightcast.prediction import WeightPrediction, attach
+from weightcast.rules import register_rule
+
+__all__ = [
+    "InvalidArgumentError",
+    "InvalidTypeError",
+    "PredictionWarning",
+    "UnsupportedOptimizerError",
+    "WeightPrediction",
+    "WeightcastError",
+    "attach",
+    "register_rule",
+]

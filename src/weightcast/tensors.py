@@ -1,0 +1,109 @@
+"""Many tensors that compute like one, so that a formula is written once.
+
+A rule is an element-wise expression over the optimizer's state. Given a `Tensor` it runs tensor by
+tensor (little memory: torch's choice on CPU); given `Tensors` the very same expression runs in
+torch's multi-tensor kernels, a handful of launches for a whole model (torch's choice on CUDA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Tensors:
+    """A list of tensors with element-wise arithmetic, each operation one `torch._foreach` call.
+
+    The other operand is a number, a tensor of one element, or `Tensors` of the same length.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+
+    def _apply(self, name: str, *others: Any) -> Tensors:
+        operands = (other.tensors if isinstance(other, Tensors) else other for other in others)
+        return Tensors(getattr(torch, f"_foreach_{name}")(self.tensors, *operands))
+
+    def __add__(self, other: Any) -> Tensors:
+        return self._apply("add", other)
+
+    def __sub__(self, other: Any) -> Tensors:
+        return self._apply("sub", other)
+
+    def __mul__(self, other: Any) -> Tensors:
+        return self._apply("mul", other)
+
+    def __truediv__(self, other: Any) -> Tensors:
+        return self._apply("div", other)
+
+    def __neg__(self) -> Tensors:
+        return self._apply("neg")
+
+    def __rsub__(self, other: Any) -> Tensors:
+        return (-self).__add__(other)
+
+    def __rpow__(self, base: float) -> Tensors:
+        return Tensors(torch._foreach_pow(base, self.tensors))
+
+    def sqrt(self) -> Tensors:
+        """Element-wise square root."""
+        return self._apply("sqrt")
+
+    def sign(self) -> Tensors:
+        """Element-wise sign."""
+        return self._apply("sign")
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The memory behind a parameter or its state, as a real tensor on this device.
+
+    A DTensor gives its local shard, a complex tensor its real view: element-wise rules hold there
+    unchanged, and writing to the result writes to `tensor`.
+    """
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def host_step(state: Mapping[str, Any]) -> float | None:
+    """The step count of a parameter, if it can be read without synchronising with a device."""
+    step = state.get("step")
+    if isinstance(step, Tensor):
+        return step.item() if step.device.type == "cpu" else None
+    return step
+
+
+class StateView(Mapping[str, Any]):
+    """The optimizer's state of one or more parameters, as a rule reads it.
+
+    `state["exp_avg"]` is a `Tensor` (one parameter) or `Tensors` (several). `state["step"]` is a
+    number where the count lives on the host, else a float64 tensor on the device: 1 - β₂ᵗ of a
+    float32 count loses four digits at t = 1.
+    """
+
+    def __init__(self, states: Sequence[Mapping[str, Any]]) -> None:
+        self._states = states
+
+    def __getitem__(self, key: str) -> Any:
+        values = [state[key] for state in self._states]
+        if key == "step":
+            if (step := host_step(self._states[0])) is not None:
+                return step
+            # one launch converts all the counts; MPS has no float64
+            counts = torch.stack([plain(value) for value in values])
+            values = list((counts if counts.device.type == "mps" else counts.double()).unbind())
+        elif isinstance(values[0], Tensor):
+            values = [plain(value) for value in values]
+        return values[0] if len(values) == 1 else Tensors(values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states[0])
+
+    def __len__(self) -> int:
+        return len(self._states[0])
