@@ -222,6 +222,7 @@ class WeightPrediction:
         self._moved: list[_Moved] = []
         self._before: list[tuple[Group, list[Tensor], list[Tensor]]] = []  # θ before this step
         self._buffers: dict[Tensor, Tensor] = {}  # reused, so that a loop allocates nothing
+        self._depth = 0  # of running steps: a subclass's step may call its parent's
         self._steps_taken = 0
         self._ever_predicted = False
         self._checked_coarseness = False
@@ -266,6 +267,7 @@ class WeightPrediction:
                 "this WeightPrediction is detached; call weightcast.attach again."
             )
         self._is_predicted = self._ever_predicted = True
+        self._depth = 0  # a step that raised never ended
         self._settings_used = self._settings(optimizer)
         known = 0
         try:
@@ -466,6 +468,9 @@ class WeightPrediction:
         ):
             self._report(_NEVER_CALLED)
         self.restore()
+        self._depth += 1
+        if self._depth > 1:
+            return None
         self._before.clear()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -476,6 +481,7 @@ class WeightPrediction:
         def at_prediction() -> Any:
             with self.predicted():
                 loss = closure()
+            self._depth = 1
             if not self._before:
                 self._remember(optimizer)
             return loss
@@ -504,6 +510,9 @@ class WeightPrediction:
 
     @_eager
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         self._steps_taken += 1
         found_inf = getattr(optimizer, "found_inf", None)
         for group, params, buffers in self._before:
