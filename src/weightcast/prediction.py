@@ -280,7 +280,8 @@ class WeightPrediction:
         except BaseException:
             self.restore()
             raise
-        if self._steps_taken and not known and any(map(self._reach, optimizer.param_groups)):
+        # while a step runs, the buffers of observed displacements hold θ from before it
+        if self._steps_taken and not known and not self._before and self._wants(optimizer):
             self._report(_NOTHING_MOVED)
 
     @_eager
@@ -352,6 +353,9 @@ class WeightPrediction:
         else:
             steps = _checked_steps(steps, "a group's prediction_steps", self.decaying)
         return decaying_steps(steps, group) if self.decaying else steps
+
+    def _wants(self, optimizer: Optimizer) -> bool:
+        return any(map(self._reach, optimizer.param_groups))
 
     def _settings(self, optimizer: Optimizer) -> list[Any]:
         """What a prediction depends on besides the optimizer's state."""
@@ -461,11 +465,7 @@ class WeightPrediction:
 
     @_eager
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if (
-            self._steps_taken
-            and not self._ever_predicted
-            and any(map(self._reach, optimizer.param_groups))
-        ):
+        if self._steps_taken and not self._ever_predicted and self._wants(optimizer):
             self._report(_NEVER_CALLED)
         self.restore()
         self._depth += 1
