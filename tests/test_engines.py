@@ -1,0 +1,244 @@
+"""Autocast, gradient scaling, checkpointing, compilation and data parallelism."""
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils.checkpoint import checkpoint
+
+import weightcast
+from tests.helpers import Recorder, attached, data, forecast, same, train, weights
+
+
+class Plain(torch.nn.Sequential):
+    """Without the recorder's side effects, for compilers."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(
+            torch.nn.Linear(3, 4, dtype=dtype),
+            torch.nn.Tanh(),
+            torch.nn.Linear(4, 1, dtype=dtype),
+        )
+
+
+def test_an_outer_autocast_region_forgets_its_casts(device: torch.device) -> None:
+    """R8: the low-precision copy of a weight is made anew after every move."""
+    model = torch.nn.Linear(3, 3, device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    weightcast.attach(model, optimizer, 5)
+    x = torch.ones(2, 3, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).float().sum().backward()
+            optimizer.step()
+        model.eval()
+        true = model(x)
+        model.train()
+        hat = model(x)
+        weight = model.weight.detach().clone()
+        again = model.eval()(x)
+    expected = torch.nn.functional.linear(
+        x.bfloat16(), weight.bfloat16(), model.bias.detach().bfloat16()
+    )
+    assert not torch.equal(true, hat)
+    assert torch.equal(true, again)
+    assert (hat - expected).abs().max() > 0  # the bias moved as well
+    assert torch.equal(hat - model.bias.detach().bfloat16() * 0, hat)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_skipped_step_neither_compounds_nor_loses(
+    device: torch.device, fused: bool, optimizer_class: type
+) -> None:
+    """R7, invariant 5: real overflows under GradScaler; SGD's Δ is observed.
+
+    A fused step under a scaler is called and skips inside (`_step_supports_amp_scaling`).
+    """
+    model = Recorder(torch.float32).to(device)
+    optimizer = optimizer_class(model.parameters(), lr=0.05, fused=fused)
+    prediction = weightcast.attach(model, optimizer, 2)
+    train(model, optimizer, 3)
+    scaler = torch.amp.GradScaler(device.type, init_scale=4.0)
+    theta, hat = weights(model), forecast(prediction, model, 2)
+    for overflow in (True, True, False):
+        optimizer.zero_grad()
+        loss = model(data(model)).square().mean()
+        for seen, expected in zip(model.seen[-1], hat, strict=True):
+            torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
+        scaler.scale(loss * (torch.inf if overflow else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if overflow:
+            assert same(list(model.state_dict().values()), theta)
+            assert same(weights(model.eval()), theta)
+            model.train()
+    assert not same(weights(model), theta)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_closure_under_an_enabled_scaler_fails_loudly() -> None:
+    """R21: torch's own refusal comes through, and the weights are true."""
+    model, optimizer, prediction = attached(dtype=torch.float32)
+    theta = weights(model)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(data(model)).sum()).backward()
+    with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
+        scaler.step(optimizer, closure=lambda: None)
+    prediction.restore()
+    assert same(weights(model), theta)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_recomputes_at_the_forecast(reentrant: bool) -> None:
+    """R4: the same gradient as without checkpointing."""
+
+    class Checkpointed(Recorder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = checkpoint(
+                lambda h: torch.tanh(self.first(h)), x.requires_grad_(), use_reentrant=reentrant
+            )
+            return self.second(hidden)
+
+    plain, optimizer, _ = attached()
+    model = Checkpointed()
+    model.load_state_dict(plain.state_dict())
+    twin = torch.optim.AdamW(model.parameters(), lr=0.05)
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    weightcast.attach(model, twin, 2)
+    train(plain, optimizer)
+    train(model, twin)
+    assert same(weights(model), weights(plain))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize("attach_to", ["model", "compiled"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> None:
+    """R27: the same weights as without torch.compile, and no recompilation in the loop."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, plain = Plain(), Plain()
+    plain.load_state_dict(model.state_dict())
+    compiled = torch.compile(model, backend=backend)
+    runs = []
+    for module, forward in ((plain, plain), (model, compiled)):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.05)
+        target = forward if attach_to == "compiled" else module
+        prediction = weightcast.attach(target, optimizer, 2)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        compiled_before = None
+        for iteration in range(8):
+            optimizer.zero_grad()
+            forward(data(module, iteration)).square().mean().backward()
+            assert prediction.is_predicted
+            optimizer.step()
+            scheduler.step()
+            if iteration == 3:
+                compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        runs.append((module, compiled_before, torch._dynamo.utils.counters["stats"]))
+    _, before, stats = runs[-1]
+    assert before == stats["unique_graphs"]
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert same(weights(compiled.eval()), weights(model))
+
+
+def _data_parallel(rank: int, folder: str, wrap_first: bool) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        model = Plain(torch.float64)
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.05)
+        weightcast.attach(parallel if wrap_first else model, optimizer, 2)
+        for iteration in range(4):
+            optimizer.zero_grad()
+            batch = data(model, iteration)[4 * rank : 4 * rank + 4]
+            parallel(batch).square().mean().backward()
+            optimizer.step()
+        torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap_first", [True, False])
+def test_data_parallel_equals_one_process(tmp_path: Path, wrap_first: bool) -> None:
+    """R25: identical state on all ranks, identical forecasts; attached outside or inside of DDP."""
+    mp.spawn(_data_parallel, (str(tmp_path), wrap_first), nprocs=2)
+    torch.manual_seed(0)
+    model = Plain(torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    weightcast.attach(model, optimizer, 2)
+    train(model, optimizer, 4)
+    for rank in range(2):
+        theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, p in model.state_dict().items():
+            torch.testing.assert_close(theirs[name], p, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_no_synchronisation_on_the_hot_path() -> None:
+    """Invariant 8, R27: CUDA raises on any synchronising call in the loop."""
+    model = Plain().cuda()
+    lr = torch.tensor(0.01, device="cuda")
+    for optimizer in (
+        torch.optim.AdamW(model.parameters(), lr=lr, capturable=True),
+        torch.optim.AdamW(model.parameters(), fused=True),
+        torch.optim.NAdam(model.parameters()),
+    ):
+        prediction = weightcast.attach(model, optimizer, 2)
+        train(model, optimizer, 3)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train(model, optimizer, 3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        prediction.detach()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_captured_training_step_replays_the_prediction() -> None:
+    """R9: buffers keep their addresses, so forward, backward and step fit into a CUDA graph."""
+    torch.manual_seed(0)
+    model, plain = Plain().cuda(), Plain().cuda()
+    plain.load_state_dict(model.state_dict())
+    optimizers = [
+        torch.optim.AdamW(m.parameters(), lr=0.05, capturable=True) for m in (model, plain)
+    ]
+    for module, optimizer in zip((model, plain), optimizers, strict=True):
+        weightcast.attach(module, optimizer, 2)
+    x = data(model)
+
+    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        module(x).square().mean().backward()
+        optimizer.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(model, optimizers[0])
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(model, optimizers[0])
+    for _ in range(5):
+        graph.replay()
+    for _ in range(8):
+        step(plain, optimizers[1])
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,92 @@
+"""Memory and lifetimes: nothing is kept alive, nothing is allocated in the loop."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import weightcast
+from tests.helpers import ANALYTIC_AND_OBSERVED, Recorder, attached, data, kind_id, train
+
+KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
+
+
+@KINDS
+@pytest.mark.parametrize("hold", ["nothing", "the handle"])
+def test_a_dropped_model_and_optimizer_are_freed(kind: dict, hold: str) -> None:
+    """At once, by reference count: no cycle holds the weights until the next collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        model, optimizer, prediction = attached(**kind)
+        references = [weakref.ref(t) for t in (model, optimizer, model.first.weight)]
+        if hold == "nothing":
+            del prediction
+        del model, optimizer
+        assert [reference() for reference in references] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_the_optimizer_does_not_keep_the_model_nor_the_model_the_optimizer() -> None:
+    model, optimizer, _ = attached()
+    reference = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert reference() is None
+    other, kept, _ = attached()
+    reference = weakref.ref(other)
+    del other
+    gc.collect()
+    assert reference() is None
+    kept.step()
+    model(data(model))
+
+
+@KINDS
+def test_one_buffer_of_the_size_of_each_parameter(kind: dict) -> None:
+    """R26: +1x the parameters, for an observed rule too, and the same memory in every step."""
+    model, optimizer, prediction = attached(**kind, iterations=4)
+
+    def buffers() -> set[int]:
+        own = {s["prediction_displacement"] for s in states() if "prediction_displacement" in s}
+        moved = {b for m in prediction._moved for b in m.saved}
+        held = {*own, *moved, *prediction._buffers.values()}
+        return {b.data_ptr() for b in held}
+
+    def states() -> list[dict]:
+        return [optimizer.state[p] for p in model.parameters()]
+
+    first = buffers()
+    assert len(first) == len(list(model.parameters()))
+    train(model, optimizer, 3)
+    assert buffers() == first
+    model(data(model))
+    assert buffers() == first
+
+
+def test_steps_zero_costs_no_memory() -> None:
+    for optimizer_class in (torch.optim.AdamW, torch.optim.SGD):
+        _model, optimizer, prediction = attached(optimizer_class, steps=0)
+        assert not prediction._buffers
+        assert not any("prediction_displacement" in s for s in optimizer.state.values())
+
+
+def test_switching_to_zero_steps_forgets_an_observed_displacement() -> None:
+    """An old displacement is not taken for the last one when prediction comes back."""
+    model, optimizer, prediction = attached(torch.optim.SGD)
+    prediction.steps = 0
+    train(model, optimizer)
+    assert list(prediction.displacements()) == []
+
+
+def test_attaching_a_thousand_times_leaves_one_hook() -> None:
+    model = Recorder()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(1000):
+        prediction = weightcast.attach(model, optimizer)
+        prediction.detach()
+    weightcast.attach(model, optimizer)
+    assert len(model._forward_pre_hooks) == 1
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
