@@ -259,16 +259,17 @@ class WeightPrediction:
         Raises:
             WeightcastError: detached, or the optimizer is gone.
         """
-        if self._is_predicted:
-            return
         optimizer = self._optimizer()
         if optimizer is None:
-            raise WeightcastError(
-                "this WeightPrediction is detached; call weightcast.attach again."
-            )
+            raise WeightcastError("this handle is detached; call weightcast.attach again.")
+        settings = self._settings(optimizer)
+        if self._is_predicted:
+            if settings == self._settings_used:
+                return
+            self.restore()  # a scheduler went on after a step that the gradient scaler skipped
+        self._settings_used = settings
         self._is_predicted = self._ever_predicted = True
         self._depth = 0  # a step that raised never ended
-        self._settings_used = self._settings(optimizer)
         known = 0
         try:
             with _moving():
@@ -435,7 +436,7 @@ class WeightPrediction:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_pre_hook(self._before_access),
-            optimizer.register_load_state_dict_pre_hook(self._before_access),
+            optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
         ]
         for module in model.modules():  # a part may be saved, loaded or copied on its own
             self._handles += [
@@ -453,9 +454,6 @@ class WeightPrediction:
         if optimizer is None:
             self.detach()
         elif module.training and torch.is_grad_enabled():
-            # a scheduler may have moved on since a step that the gradient scaler skipped
-            if self._is_predicted and self._settings_used != self._settings(optimizer):
-                self.restore()
             self.predict()
         else:
             self.restore()
@@ -463,10 +461,12 @@ class WeightPrediction:
     def _before_access(self, *_: Any) -> None:
         self.restore()
 
+    def _before_loading_state(self, *_: Any) -> None:
+        self.restore()
+        self._steps_taken = 0  # the new state may be that of an optimizer before its first step
+
     @_eager
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._steps_taken and not self._ever_predicted and self._wants(optimizer):
-            self._report(_NEVER_CALLED)
         self.restore()
         self._depth += 1
         if self._depth > 1:
@@ -474,6 +474,8 @@ class WeightPrediction:
         self._before.clear()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
+            if self._steps_taken and not self._ever_predicted and self._wants(optimizer):
+                self._report(_NEVER_CALLED)
             self._remember(optimizer)
             return None
 

@@ -1,0 +1,115 @@
+"""The house rules, held by tools: lint, format, types, doctests, the README's own code."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import weightcast
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "src" / "weightcast"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]],
+    ids=" ".join,
+)
+def test_static_checks(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", [name for _, name, _ in pkgutil.walk_packages([str(LIBRARY)], "weightcast.")]
+)
+def test_documented_examples_run(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+def test_the_examples_are_there() -> None:
+    assert "tests/test_quality.py" in (ROOT / ".pre-commit-config.yaml").read_text()
+    for function in (weightcast.attach, weightcast.register_rule):
+        assert ">>>" in function.__doc__
+
+
+def code_lines(path: Path) -> int:
+    """Lines without comments, blanks and docstrings."""
+    tree = ast.parse(path.read_text())
+    documentation = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            documentation |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text().splitlines(), 1)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in documentation
+        for number, line in lines
+    )
+
+
+def test_the_library_can_be_read_in_ten_minutes() -> None:
+    assert sum(map(code_lines, LIBRARY.rglob("*.py"))) <= 700
+
+
+def test_a_rule_is_at_most_a_dozen_lines() -> None:
+    source = (LIBRARY / "rules.py").read_text()
+    rules = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and any("register_rule" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    assert len(rules) >= 6
+    for rule in rules:
+        assert rule.end_lineno - rule.lineno + 1 <= 12, rule.name
+
+
+def test_the_library_needs_torch_alone() -> None:
+    imported = set()
+    for path in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    assert imported - sys.stdlib_module_names == {"torch", "weightcast"}
+
+
+def test_importing_is_cheap() -> None:
+    """torch._dynamo takes over a second to import: not before an optimizer needs it anyway."""
+    code = "import sys, weightcast; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+)
+def test_code_in_the_readme_runs(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_ci_runs_the_readmes_own_test_command() -> None:
+    command = re.search(r"```sh\n(.*pytest)\n```", (ROOT / "README.md").read_text()).group(1)
+    done = subprocess.run(
+        ["bash", ROOT / ".ci" / "run", "--print"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == command
+
+
+def test_nothing_of_a_machine_is_in_the_project() -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not files:
+        pytest.skip("not a git checkout")
+    for name in files:
+        assert (ROOT / name).stat().st_size < 1_000_000, name
