@@ -118,6 +118,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 @pytest.mark.parametrize("attach_to", ["model", "compiled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")  # torch 2.6
 def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> None:
     """R27: the same weights as without torch.compile, and no recompilation in the loop."""
     torch._dynamo.reset()
@@ -146,6 +147,35 @@ def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> No
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert same(weights(compiled.eval()), weights(model))
+
+
+@pytest.mark.parametrize("way", ["export", "trace"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_exported_model_is_at_the_true_weights(way: str) -> None:
+    """Exporting shows the hooks stand-ins of the weights: moving those would lose the real."""
+    torch._dynamo.reset()
+    model = Plain(torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    prediction = weightcast.attach(model, optimizer, 2)
+    train(model, optimizer)
+    theta, x = weights(model), data(model)
+
+    def export() -> torch.nn.Module:
+        if way == "trace":
+            return torch.jit.trace(model, x)
+        return torch.export.export(model, (x,), strict=False).module()
+
+    for mode in (True, False):
+        assert same([p.detach() for p in export().parameters()], theta)
+        model.train(mode)
+    model.train()(x)
+    with pytest.raises(weightcast.WeightcastError, match=r"call prediction\.restore\(\) first"):
+        export()
+    prediction.restore()
+    assert same(weights(model), theta)
+    assert same([p.detach() for p in export().parameters()], theta)
 
 
 def _data_parallel(rank: int, folder: str, wrap_first: bool) -> None:

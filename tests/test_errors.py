@@ -77,6 +77,21 @@ def test_what_is_no_model_or_optimizer_is_refused() -> None:
         weightcast.attach(model, [optimizer])
 
 
+def test_the_optimizer_inside_a_frameworks_wrapper_is_attached() -> None:
+    """Accelerate's wrapper is an Optimizer by type, but has none of its hooks."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    model, optimizer = pair()
+    prediction = weightcast.attach(model, Wrapper(optimizer), 2)
+    train(model, optimizer)
+    model(data(model))
+    assert prediction.is_predicted
+    assert repr(prediction) == "WeightPrediction(AdamW, steps=2, at the predicted weights)"
+
+
 def test_a_model_without_parameters_is_refused() -> None:
     _, optimizer = pair()
     with pytest.raises(ValueError, match=r"the model \(ReLU\) has no parameters"):

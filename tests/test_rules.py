@@ -16,7 +16,7 @@ from tests.discovery import (
     shapes,
 )
 from tests.oracles.by_hand import ByHand, last_displacement
-from weightcast.rules import OBSERVED, decaying_steps
+from weightcast.rules import OBSERVED, decay_factor, decaying_steps, rule_for
 
 CASES = cases()
 
@@ -261,3 +261,14 @@ def test_decaying_steps_limits() -> None:
     assert halves == pytest.approx(0.81 * (1 - 0.9) / 0.19)
     with pytest.raises(weightcast.InvalidArgumentError, match="betas or momentum"):
         decaying_steps(3, {"params": [], "lr": 0.1})
+
+
+def test_which_weight_decay_is_decoupled() -> None:
+    """Also where the group does not say so: AdamW's did not before torch 2.7."""
+    group = {"lr": 0.1, "weight_decay": 0.5}
+    parameters = [torch.zeros(1)]
+    assert decay_factor(rule_for(torch.optim.AdamW(parameters)), group, 2) == 0.95**2
+    assert decay_factor(rule_for(torch.optim.Adam(parameters)), group, 2) == 1
+    chosen = {**group, "decoupled_weight_decay": True}
+    assert decay_factor(rule_for(torch.optim.Adam(parameters)), chosen, 2) == 0.95**2
+    assert decay_factor(rule_for(torch.optim.AdamW(parameters)), {"lr": 0.1}, 2) == 1

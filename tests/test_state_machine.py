@@ -165,5 +165,7 @@ class TrainingScript(RuleBasedStateMachine):
 
 TestTrainingScript = TrainingScript.TestCase
 TestTrainingScript.settings = settings(
-    max_examples=int(os.environ.get("WEIGHTCAST_SOAK", "200")), stateful_step_count=25, deadline=None
+    max_examples=int(os.environ.get("WEIGHTCAST_SOAK", "200")),
+    stateful_step_count=25,
+    deadline=None,
 )

@@ -55,6 +55,8 @@ _COARSE = (torch.bfloat16, torch.float16)
 # As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
 _eager = torch._disable_dynamo  # type: ignore[attr-defined]
 
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
 _live: weakref.WeakSet[WeightPrediction] = weakref.WeakSet()
 
 
@@ -119,6 +121,8 @@ def attach(
         raise InvalidTypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = vars(optimizer)["optimizer"]  # inside a framework's wrapper
     check_supported(optimizer)
     prediction = WeightPrediction(steps, decaying=decaying, weight_decay=weight_decay)
     prediction._rule = _chosen_rule(optimizer, rule)
@@ -292,7 +296,7 @@ class WeightPrediction:
             return
         with _moving():
             while self._moved:
-                self._move_back(self._moved.pop())
+                self._move_back()
         self._is_predicted = False
 
     @contextmanager
@@ -401,18 +405,19 @@ class WeightPrediction:
             torch._foreach_mul_(params, decay_factor(batch.rule, batch.group, reach))
         torch._foreach_sub_(params, deltas, alpha=reach)
 
-    def _move_back(self, moved: _Moved) -> None:
+    def _move_back(self) -> None:
+        """Bring the last batch back to θ; forgotten only then, whatever interrupts."""
+        batch, saved, _ = moved = self._moved[-1]
         optimizer = self._optimizer()
-        params, saved = _plain(moved.batch.params), _plain(moved.saved)
-        if moved.batch.rule is OBSERVED_RULE and optimizer is not None:
-            displacements = moved.observed()
-            torch._foreach_copy_(params, saved)
-            torch._foreach_copy_(saved, displacements)
-            for p, buffer in zip(moved.batch.params, moved.saved, strict=True):
+        displacements = moved.observed() if batch.rule is OBSERVED_RULE else []
+        torch._foreach_copy_(_plain(batch.params), _plain(saved))
+        self._moved.pop()
+        if displacements and optimizer is not None:
+            torch._foreach_copy_(_plain(saved), displacements)
+            for p, buffer in zip(batch.params, saved, strict=True):
                 optimizer.state[p][OBSERVED] = buffer
         else:
-            torch._foreach_copy_(params, saved)
-            self._buffers.update(zip(moved.batch.params, moved.saved, strict=True))
+            self._buffers.update(zip(batch.params, saved, strict=True))
 
     def _buffer(self, p: Tensor, buffer: Tensor | None = None) -> Tensor:
         """Memory of the parameter's size: the one offered, the one used last, or new."""
@@ -451,7 +456,10 @@ class WeightPrediction:
     @_eager
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         optimizer = self._optimizer()
-        if optimizer is None:
+        if torch.compiler.is_compiling() or _is_tracing():  # an export shows stand-ins of weights
+            if self._is_predicted:
+                raise WeightcastError(_TRACED)
+        elif optimizer is None:
             self.detach()
         elif module.training and torch.is_grad_enabled():
             self.predict()
@@ -557,6 +565,9 @@ class WeightPrediction:
             self._report(_TOO_COARSE.format(stuck / total))
 
 
+_TRACED = (
+    "the model is being exported while its weights are predicted: call prediction.restore() first."
+)
 _NEVER_CALLED = (
     "weight prediction has done nothing so far: optimizer.step() ran twice without a training-mode "
     "forward of the attached module. Attach the module that the loop calls (and call its train()), "
