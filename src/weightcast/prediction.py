@@ -392,7 +392,7 @@ class WeightPrediction:
         reach = self._reach(batch.group)
         is_observed = batch.rule is OBSERVED_RULE
         scale = reach * batch.group.get("lr", 1.0) if is_observed else reach
-        if not isinstance(scale, Tensor) and scale == 0:
+        if reach == 0 or (not isinstance(scale, Tensor) and scale == 0):
             return
         deltas, params = batch.displacements(), _plain(batch.params)
         saved = [
