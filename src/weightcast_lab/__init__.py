@@ -1,0 +1,1 @@
+"""The weightcast laboratory: fair comparisons of optimizers with and without weight prediction."""

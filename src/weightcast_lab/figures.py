@@ -1,0 +1,277 @@
+"""The picture of a comparison: learning curves and paired differences."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from weightcast_lab.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from weightcast_lab.report import Results, Row
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture; the page it stands on has the same."""
+
+    ink: str
+    soft: str
+    line: str
+    paper: str
+    shades: tuple[float, float]
+    """The part of a colour map that can be told from the paper."""
+    baselines: tuple[str, ...]
+
+
+LIGHT = Theme("#1c2330", "#5b6575", "#dfe3ea", "#ffffff", (0.42, 0.95), ("#d95f02", "#b1338a"))
+DARK = Theme("#e8ebf0", "#9aa4b4", "#303846", "#181d26", (0.82, 0.42), ("#ff9f4a", "#f07fc8"))
+FAMILIES = ("Blues", "Greens", "Purples")
+
+Array = npt.NDArray[np.float64]
+Style = dict[str, Any]
+
+
+def draw(results: Results, rows: Sequence[Row], theme: Theme, columns: int) -> Figure:
+    """Four panels in one or two columns, with a common legend."""
+    lines = 4 // columns
+    size = (11.5, 8.2) if columns == 2 else (5.2, 16.5)
+    with matplotlib.rc_context(_settings(theme)):
+        layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08, hspace=0.04)
+        figure = Figure(figsize=size, layout=layout)
+        panels = list(figure.subplots(lines, columns).flat)
+        styles = _styles(results, theme)
+        curves = _Curves(results)
+        _draw_curves(panels[0], curves, styles, "validation_loss")
+        panels[0].set(title="Validation loss")
+        _use_log_scale_if_wide(panels[0])
+        metric = results["metric"]["name"]
+        _draw_curves(panels[1], curves, styles, "metric")
+        panels[1].set(title=f"Validation {metric}")
+        _draw_relative(panels[2], curves, styles, results["methods"][0])
+        _draw_differences(panels[3], rows, styles)
+        for panel in panels[:3]:
+            panel.set_xlabel("optimizer steps")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=min(len(labels), 6 if columns == 2 else 3),
+        )
+    return figure
+
+
+def to_image(figure: Figure, form: str) -> bytes:
+    """The figure as PNG or SVG, the same bytes every time."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "weightcast", "svg.fonttype": "none"}):
+        figure.savefig(
+            buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None
+        )
+    return buffer.getvalue()
+
+
+class _Curves:
+    """The finished runs of each method as arrays of shape (seeds, evaluations).
+
+    The evaluation before training is left out: on its scale the rest would be flat.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self._runs: dict[str, dict[int, Any]] = {m["key"]: {} for m in results["methods"]}
+        for run in results["runs"]:
+            if run["diverged_at"] is None and run["method"] in self._runs:
+                self._runs[run["method"]][run["seed"]] = run["history"]
+        self.methods = results["methods"]
+
+    def seeds(self, key: str) -> list[int]:
+        return list(self._runs[key])
+
+    def of(self, key: str, column: str, seeds: Sequence[int] | None = None) -> Array:
+        chosen = self.seeds(key) if seeds is None else seeds
+        return np.array([self._runs[key][seed][column][1:] for seed in chosen])
+
+
+def _band(values: Array) -> tuple[Array, Array]:
+    """Mean and half width of the 95% interval at every evaluation."""
+    intervals = [mean_interval(list(column)) for column in values.T]
+    means = [interval.mean for interval in intervals if interval]
+    widths = [interval.half_width or 0.0 for interval in intervals if interval]
+    return np.array(means), np.array(widths)
+
+
+def _line(
+    panel: Axes,
+    steps: Array,
+    values: Array,
+    style: Style,
+    label: str,
+    scale: Callable[[Array], Array] = lambda value: value,
+) -> None:
+    """Mean and 95% band over the seeds, both then brought to the panel's scale."""
+    means, widths = _band(values)
+    panel.plot(steps, scale(means), label=label, **style)
+    if len(values) > 1:
+        panel.fill_between(
+            steps,
+            scale(means - widths),
+            scale(means + widths),
+            color=style["color"],
+            alpha=0.11,
+            linewidth=0,
+        )
+
+
+def _use_log_scale_if_wide(panel: Axes) -> None:
+    low, high = panel.get_ylim()
+    if low > 0 and high / low > 3:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _fit_to_lines(panel: Axes) -> None:
+    """Scale to the means with some room; a wide band may leave the panel."""
+    values = np.concatenate([[], *(np.asarray(line.get_ydata(), float) for line in panel.lines)])
+    if values.size and np.ptp(values) > 0:
+        room = 0.12 * np.ptp(values)
+        low, high = values.min() - room, values.max() + room
+        panel.set_ylim(max(low, 0.8 * values.min()) if values.min() > 0 else low, high)
+
+
+def _draw_curves(panel: Axes, curves: _Curves, styles: dict[str, Style], column: str) -> None:
+    for method in curves.methods:
+        if curves.seeds(key := method["key"]):
+            _line(
+                panel,
+                curves.of(key, "step")[0],
+                curves.of(key, column),
+                styles[key],
+                method["label"],
+            )
+    _fit_to_lines(panel)
+
+
+def _draw_relative(
+    panel: Axes, curves: _Curves, styles: dict[str, Style], reference: dict[str, Any]
+) -> None:
+    """How far above or below the reference's loss of the same seed and step."""
+    panel.set(title=f"Loss relative to {reference['label']} (paired)")
+    panel.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0 %")
+    )
+    for method in curves.methods:
+        key = method["key"]
+        both = [seed for seed in curves.seeds(key) if seed in curves.seeds(reference["key"])]
+        if both:
+            losses = curves.of(key, "validation_loss", both)
+            logarithms = np.log(losses / curves.of(reference["key"], "validation_loss", both))
+            _line(
+                panel,
+                curves.of(key, "step")[0],
+                logarithms,
+                styles[key],
+                method["label"],
+                scale=lambda value: 100 * np.expm1(value),
+            )
+    _fit_to_lines(panel)
+
+
+def _draw_differences(panel: Axes, rows: Sequence[Row], styles: dict[str, Style]) -> None:
+    """Paired differences of the final loss, one line each."""
+    panel.set(title=f"Final loss, paired difference to {rows[0].label}")
+    panel.axvline(0, color=styles[rows[0].key]["color"], linewidth=1.2)
+    shown = rows[1:]
+    for height, row in enumerate(shown):
+        if (difference := row.differences["final loss"]) is not None:
+            panel.errorbar(
+                difference.mean,
+                height,
+                xerr=difference.half_width,
+                color=styles[row.key]["color"],
+                marker="o",
+                markersize=8,
+                markeredgewidth=2,
+                markerfacecolor=None if difference.excludes_zero else panel.get_facecolor(),
+                linewidth=2.2,
+                capsize=4,
+            )
+    panel.set_yticks(range(len(shown)), [row.label for row in shown])
+    panel.set_ylim(len(shown) - 0.4, -0.6)
+    panel.grid(visible=False, axis="y")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.set_xlabel(
+        f"← lower than {rows[0].label} · higher →\nfilled: the 95% interval excludes zero"
+    )
+
+
+def _styles(results: Results, theme: Theme) -> dict[str, Style]:
+    """The reference in ink, predictions of one optimizer in shades of a colour, others dashed."""
+    common = {"linewidth": 1.9, "marker": "o", "markersize": 2.6}
+    optimizers = list(dict.fromkeys(method["optimizer"] for method in results["methods"]))
+    styles: dict[str, Style] = {}
+    plain = 0
+    for position, method in enumerate(results["methods"]):
+        if method["steps"] is None:
+            color = theme.ink if position == 0 else theme.baselines[plain % len(theme.baselines)]
+            plain += position > 0
+            styles[method["key"]] = common | {
+                "color": color,
+                "linestyle": "-" if position == 0 else (0, (4, 1.6)),
+            }
+        else:
+            family = [
+                other["key"]
+                for other in results["methods"]
+                if other["optimizer"] == method["optimizer"] and other["steps"] is not None
+            ]
+            colors = matplotlib.colormaps[
+                FAMILIES[optimizers.index(method["optimizer"]) % len(FAMILIES)]
+            ]
+            shade = np.linspace(*theme.shades, len(family))[family.index(method["key"])]
+            styles[method["key"]] = common | {"color": colors(float(shade))}
+    return styles
+
+
+def _settings(theme: Theme) -> Any:
+    """Matplotlib's settings (which it types by their names): quiet axes, room to breathe."""
+    return {
+        "font.family": "sans-serif",
+        "font.size": 10.5,
+        "axes.titlesize": 11.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": theme.line,
+        "axes.labelcolor": theme.soft,
+        "axes.titlecolor": theme.ink,
+        "axes.facecolor": theme.paper,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": theme.line,
+        "grid.linewidth": 0.7,
+        "figure.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper,
+        "xtick.color": theme.soft,
+        "ytick.color": theme.soft,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "text.color": theme.ink,
+        "legend.frameon": False,
+    }

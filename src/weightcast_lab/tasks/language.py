@@ -1,0 +1,141 @@
+"""Language modelling: predict the next token of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightcast_lab.errors import LabError
+from weightcast_lab.models.lstm import LSTMLanguageModel, State, next_token_loss
+from weightcast_lab.tasks import Metric, Preset, Task
+
+EVALUATION_STREAMS = 10
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens as one-dimensional integer tensors, and where they come from."""
+
+    name: str
+    vocabulary: int
+    training: Tensor
+    validation: Tensor
+    test: Tensor | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The identity of the tokens."""
+        digest = hashlib.sha256()
+        for tokens in (self.training, self.validation, self.test):
+            if tokens is not None:
+                digest.update(tokens.numpy().tobytes())
+        return {
+            "data": self.name,
+            "data sha256": digest.hexdigest(),
+            "vocabulary": self.vocabulary,
+            "training tokens": len(self.training),
+            "validation tokens": len(self.validation),
+        }
+
+
+@dataclass(frozen=True)
+class LSTMShape:
+    """The model, and the window of truncated backpropagation in tokens."""
+
+    units: int
+    layers: int
+    dropout: float
+    window: int
+
+
+class LanguageTask(Task):
+    """An LSTM that reads the text in parallel streams and carries its state from window to window.
+
+    The text is cut into `batch_size` streams of equal length (a remainder shorter than a stream is
+    left out). The order is the text's own, so batches do not depend on the seed.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        corpus: Corpus,
+        shape: LSTMShape,
+        metric: Metric,
+        metric_of_loss: Callable[[float], float],
+        preset: Preset,
+        clip_norm: float,
+    ) -> None:
+        """`metric_of_loss` turns nats per token into the metric."""
+        self.title, self.corpus, self.shape = title, corpus, shape
+        self.metric, self.metric_of_loss = metric, metric_of_loss
+        self.preset, self.clip_norm = preset, clip_norm
+        self.facts = corpus.facts() | vars(shape)
+        self.device = torch.device("cpu")
+
+    def build_model(self) -> nn.Module:
+        """The LSTM."""
+        shape = self.shape
+        return LSTMLanguageModel(self.corpus.vocabulary, shape.units, shape.layers, shape.dropout)
+
+    def to(self, device: torch.device) -> None:
+        """Batches will be made on the device."""
+        self.device = device
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """Windows of the training text: tokens and next tokens, each of shape (time, batch)."""
+        return self._windows(self.corpus.training, batch_size)
+
+    def loss(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor], carried: State | None
+    ) -> tuple[Tensor, State]:
+        """Nats per token."""
+        tokens, targets = batch
+        logits, state = model(tokens, carried)
+        return next_token_loss(logits, targets), state
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Nats per token and the metric on the validation text."""
+        loss = self._mean_loss(model, self.corpus.validation)
+        return loss, self.metric_of_loss(loss)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """The metric on the test text, if there is one."""
+        if self.corpus.test is None:
+            return {}
+        loss = self._mean_loss(model, self.corpus.test)
+        return {f"test {self.metric.name}": self.metric_of_loss(loss)}
+
+    def _mean_loss(self, model: nn.Module, text: Tensor) -> float:
+        total, count, state = 0.0, 0, None
+        for batch in self._windows(text, EVALUATION_STREAMS):
+            loss, state = self.loss(model, batch, state)
+            total += loss.item() * batch[1].numel()
+            count += batch[1].numel()
+        return total / count
+
+    def _windows(self, text: Tensor, streams: int) -> list[tuple[Tensor, Tensor]]:
+        length = len(text) // streams
+        if length < 2:
+            raise LabError(
+                f"A text of {len(text):,} tokens cannot be read in {streams:,} parallel streams: "
+                "use a smaller --batch-size or a longer text."
+            )
+        columns = text[: length * streams].view(streams, length).t().contiguous().to(self.device)
+        starts = range(0, length - 1, self.shape.window)
+        ends = (min(start + self.shape.window, length - 1) for start in starts)
+        return [
+            (columns[start:end], columns[start + 1 : end + 1])
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+
+def perplexity(loss: float) -> float:
+    """exp(nats per token); infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,119 @@
+"""The Penn Treebank in Mikolov's preparation, read word by word.
+
+The treebank is licensed by the Linguistic Data Consortium and is not distributed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightcast_lab.errors import LabError
+from weightcast_lab.tasks import DataSource, Metric, Preset, Task
+from weightcast_lab.tasks.language import Corpus, LanguageTask, LSTMShape, perplexity
+
+END_OF_SENTENCE = "<eos>"
+
+# file -> (words without the ends of sentences, sha256)
+PUBLISHED = {
+    "ptb.train.txt": (
+        887_521,
+        "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    ),
+    "ptb.valid.txt": (
+        70_390,
+        "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    ),
+    "ptb.test.txt": (
+        78_669,
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    ),
+}
+
+
+def read_words(path: Path, any_text: bool) -> tuple[list[str], bool]:
+    """The words of a file, `<eos>` after each line, and whether it is the published one.
+
+    Raises:
+        LabError: the file cannot be read, is empty, is no UTF-8 text, or is not the published text
+            although `any_text` is False.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except FileNotFoundError:
+        raise LabError(
+            f"{path.name} is missing in {path.parent}: --data needs a folder with "
+            f"{', '.join(PUBLISHED)}."
+        ) from None
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise LabError(
+            f"{path} is not UTF-8 text (byte {error.start:,}): --data needs the plain text files."
+        ) from None
+    lines = [line.split() for line in text.splitlines()]
+    count = sum(map(len, lines))
+    if count == 0:
+        raise LabError(f"{path} is empty: copy it again.")
+    published, digest = PUBLISHED[path.name]
+    # line ends may have been converted on the way: the words are what counts
+    canonical = "".join(f" {' '.join(line)} \n" for line in lines).encode()
+    is_published = hashlib.sha256(canonical).hexdigest() == digest
+    if not (is_published or any_text):
+        problem = "is truncated" if count < published else "is another text"
+        raise LabError(
+            f"{path} {problem}: it has {count:,} words and the published file {published:,}; copy "
+            "it again, or give --any-text to use it as it is."
+        )
+    return [word for line in lines for word in (*line, END_OF_SENTENCE)], is_published
+
+
+def word_corpus(folder: Path, any_text: bool) -> Corpus:
+    """Training, validation and test text as word numbers; the training text is the vocabulary.
+
+    Raises:
+        LabError: a file is not usable, or has words that the training text lacks and there is no
+            `<unk>` to stand for them.
+    """
+    if not folder.is_dir():
+        raise LabError(
+            f"--data {folder} is not a folder: give the one with {', '.join(PUBLISHED)}."
+        )
+    files = {name: read_words(folder / name, any_text) for name in PUBLISHED}
+    texts = {name: words for name, (words, _) in files.items()}
+    vocabulary = {word: n for n, word in enumerate(dict.fromkeys(texts["ptb.train.txt"]))}
+
+    def numbers(name: str) -> Tensor:
+        unknown = vocabulary.get("<unk>")
+        found = [vocabulary.get(word, unknown) for word in texts[name]]
+        if None in found:
+            raise LabError(
+                f"{folder / name} has the word {texts[name][found.index(None)]!r}, which "
+                "ptb.train.txt lacks: replace rare words by <unk> in all three files."
+            )
+        return torch.tensor(found, dtype=torch.int64)
+
+    training, validation, test = map(numbers, PUBLISHED)
+    is_published = all(published for _, published in files.values())
+    name = "Penn Treebank" if is_published else "Another text (not Penn Treebank)"
+    return Corpus(name, len(vocabulary), training, validation, test)
+
+
+def ptb(source: DataSource) -> Task:
+    """The task `ptb`."""
+    if source.folder is None:
+        raise LabError(f"The task 'ptb' needs --data FOLDER, a folder with {', '.join(PUBLISHED)}.")
+    corpus = word_corpus(source.folder, source.any_text)
+    return LanguageTask(
+        title=f"{corpus.name}, word-level LSTM",
+        corpus=corpus,
+        shape=LSTMShape(units=200, layers=1, dropout=0.3, window=35),
+        metric=Metric("perplexity", decimals=2, higher_is_better=False),
+        metric_of_loss=perplexity,
+        preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3),
+        clip_norm=0.25,
+    )

@@ -1,0 +1,183 @@
+"""The training loop: one for every task, optimizer and device."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightcast_lab.optimizers import Method
+from weightcast_lab.store import RunFiles, Warn
+from weightcast_lab.tasks import DataSource, Task
+
+OnStep = Callable[[int, int, float], None]
+"""Called after every step with the steps taken, the steps in all, and the batch's loss."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a comparison have in common."""
+
+    task: str
+    source: DataSource
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method and a seed."""
+
+    method: Method
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """A name for people."""
+        return f"{self.method.label}, seed {self.seed}"
+
+    def files(self, folder: Path, configuration: str) -> RunFiles:
+        """Where the run lives in the folder of its comparison."""
+        path = folder / "runs" / self.method.key / f"seed-{self.seed}"
+        return RunFiles(path, configuration)
+
+
+class Diverged(Exception):
+    """The loss, a gradient or the validation loss is not finite."""
+
+
+def batch_order(seed: int, epoch: int) -> torch.Generator:
+    """The generator of an epoch's batches: the same for every method."""
+    return torch.Generator().manual_seed(seed << 20 | epoch)
+
+
+def train(
+    cell: Cell, task: Task, settings: Settings, files: RunFiles, on_step: OnStep, warn: Warn
+) -> dict[str, Any]:
+    """Train one run to its end, from its last checkpoint if there is one.
+
+    Initial weights, batches and dropout depend on the seed alone, not on the method. The model is
+    evaluated before the first step and after every epoch; a checkpoint follows every evaluation.
+
+    Returns:
+        The result, which is also saved: `method`, `seed`, `diverged_at` (a step, or None),
+        `history` (a list per column: `step`, `train_loss`, `validation_loss`, `metric`,
+        `seconds`), `test`, and a hash of the final weights.
+
+    Raises:
+        LabError: something cannot be written.
+    """
+    device = torch.device(settings.device)
+    torch.manual_seed(cell.seed)
+    model = task.build_model().to(device)
+    optimizer = cell.method.attach(model, settings.learning_rate)
+    history: dict[str, list[Any]] = {
+        name: [] for name in ("step", "train_loss", "validation_loss", "metric", "seconds")
+    }
+    epoch = step = 0
+    seconds = 0.0
+    if (checkpoint := files.load_checkpoint(device, warn)) is not None:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        _set_random_state(checkpoint["random"])
+        history, epoch = checkpoint["history"], checkpoint["epoch"]
+        step, seconds = history["step"][-1], history["seconds"][-1]
+    started = time.perf_counter() - seconds
+
+    def evaluate(train_loss: float | None) -> None:
+        loss, metric = _evaluate(model, task)
+        row = (step, train_loss, loss, metric, time.perf_counter() - started)
+        for name, value in zip(history, row, strict=True):
+            history[name].append(value)
+
+    diverged_at = None
+    try:
+        if not history["step"]:
+            evaluate(train_loss=None)
+        while epoch < settings.epochs:
+            model.train()
+            batches = task.batches(settings.batch_size, batch_order(cell.seed, epoch))
+            total, carried = 0.0, None
+            for batch in batches:
+                loss, carried = task.loss(model, batch, carried)
+                optimizer.zero_grad()
+                loss.backward()
+                value = _checked_loss(model, loss, task.clip_norm)
+                optimizer.step()
+                step, total = step + 1, total + value
+                on_step(step, settings.epochs * len(batches), value)
+            evaluate(train_loss=total / len(batches))
+            epoch += 1
+            files.save_checkpoint(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "random": _random_state(),
+                    "history": history,
+                    "epoch": epoch,
+                }
+            )
+        model.eval()
+        with torch.no_grad():
+            test = task.test(model)
+    except Diverged:
+        diverged_at, test = step, {}
+    result = {
+        "method": cell.method.key,
+        "seed": cell.seed,
+        "diverged_at": diverged_at,
+        "history": history,
+        "test": test,
+        "weights": _digest(model),
+    }
+    files.save_result(result)
+    return result
+
+
+def _checked_loss(model: nn.Module, loss: Tensor, clip_norm: float | None) -> float:
+    """Clip the gradients; the loss as a number, if it and all the gradients are finite."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    value, size = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device, not two
+    if not (math.isfinite(value) and math.isfinite(size)):
+        raise Diverged
+    return float(value)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
+    model.eval()
+    loss, metric = task.evaluate(model)
+    if not (math.isfinite(loss) and math.isfinite(metric)):
+        raise Diverged
+    return loss, metric
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+
+
+def _digest(model: nn.Module) -> str:
+    """A short hash of all weights and buffers: equal if and only if the runs ended alike."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

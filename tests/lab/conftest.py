@@ -1,0 +1,64 @@
+"""What the laboratory's tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.lab.helpers import LineTask
+from weightcast_lab.cli import main
+from weightcast_lab.optimizers import Method
+from weightcast_lab.store import RunFiles
+from weightcast_lab.tasks import DataSource, Task
+from weightcast_lab.train import Cell, Settings, train
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def weightcast(capsys) -> Callable[..., Outcome]:
+    """Runs the command in this process (its runs are in worker processes all the same)."""
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        code = ended.value.code
+        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def train_line(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Trains a `LineTask` in this process; the same `folder` goes on with the same run."""
+
+    def run(
+        method: Method = Method("adamw"),  # noqa: B008
+        seed: int = 0,
+        folder: str = "run",
+        task: Task | None = None,
+        on_step: Callable[[int, int, float], None] = lambda *_: None,
+        warn: Callable[[str], None] = pytest.fail,
+        learning_rate: float = 0.01,
+    ) -> dict[str, Any]:
+        settings = Settings("line", DataSource(), learning_rate, 4, 3, "cpu")
+        files = RunFiles(tmp_path / folder, "configuration")
+        return train(Cell(method, seed), task or LineTask(), settings, files, on_step, warn)
+
+    return run
+
+
+@pytest.fixture
+def small_text(tmp_path: Path) -> Path:
+    """A folder with three small texts in the Penn Treebank's format."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, lines in (("train", 60), ("valid", 15), ("test", 20)):
+        text = "".join(f" the {'cat' if n % 3 else 'dog'} sat <unk> \n" for n in range(lines))
+        (folder / f"ptb.{name}.txt").write_text(text)
+    return folder

@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab.helpers import without_seconds
+from weightcast_lab.optimizers import OPTIMIZERS
+
+SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
+
+
+def result_files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("result.json")}
+
+
+def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = weightcast(*SMALL, "--out", out)
+    assert first.code == 0, first.err
+    assert "AdamW s=1" in first.out
+    assert "\x1b" not in first.out + first.err
+    assert first.err.count("validation loss") == 4  # one line per finished run, no bars
+    written = {path.name for path in out.iterdir()}
+    assert written == {
+        *("config.json", "results.json", "runs"),
+        *("report.html", "curves.png", "table.md", "table.csv"),
+    }
+    before = result_files(out)
+
+    # the same command computes nothing and shows the same
+    again = weightcast(*SMALL, "--out", out)
+    assert again.out == first.out
+    assert "4 finished already" in again.err
+    assert result_files(out) == before
+
+    # more seeds and steps compute only what is missing; a damaged result is computed again
+    (out / "runs" / "adamw" / "seed-1" / "result.json").write_text("{")
+    more = weightcast(
+        *SMALL[:5], "--seeds", 2, "--steps", "1,2.5", "--baseline", "none", "--out", out
+    )
+    assert more.code == 0
+    assert "runs/adamw/seed-1/result.json is damaged" in more.err
+    assert more.err.count(": validation loss") == 3
+    after = result_files(out)
+    assert after.keys() - before.keys() == {f"runs/adamw-s2.5/seed-{n}/result.json" for n in (0, 1)}
+    for name in before:
+        old, new = json.loads(before[name]), json.loads(after[name])
+        assert without_seconds(old) == without_seconds(new)
+
+    # the one file is enough to redraw everything
+    alone = tmp_path / "alone.json"
+    alone.write_bytes((out / "results.json").read_bytes())
+    table = weightcast("report", alone, "--markdown")
+    assert table.out == (out / "table.md").read_text()
+    redrawn = weightcast("report", alone, "--out", tmp_path / "redrawn")
+    assert redrawn.code == 0
+    for name in ("report.html", "curves.png", "table.md", "table.csv"):
+        assert (tmp_path / "redrawn" / name).read_bytes() == (out / name).read_bytes()
+
+    # another configuration is refused, and nothing is lost
+    refused = weightcast(*SMALL, "--out", out, "--lr", 0.01)
+    assert refused.code == 2
+    assert "learning rate 0.005 (now 0.01)" in " ".join(refused.err.split())
+    assert result_files(out) == after
+
+
+def test_any_text(weightcast, tmp_path, small_text):
+    out = tmp_path / "out"
+    arguments = (*SMALL, "--task", "ptb", "--data", small_text, "--batch-size", 4, "--out", out)
+    refused = weightcast(*arguments)
+    assert refused.code == 2
+    assert "--any-text" in refused.err
+    done = weightcast(*arguments, "--any-text")
+    assert done.code == 0, done.err
+    assert "not Penn Treebank" in done.out
+    assert "Test perplexity" in " ".join(done.out.split())
+    assert str(small_text) not in (out / "results.json").read_text()
+
+
+def test_a_divergence_is_in_the_table_and_no_failure(weightcast, tmp_path):
+    done = weightcast(*SMALL, "--lr", 1e20, "--optimizer", "sgd", "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "diverged at step" in done.err
+    assert "diverged at step" in " ".join(done.out.split())
+
+
+def command(out: Path) -> list[str]:
+    words = "compare --epochs 15 --batch-size 64 --seeds 1 --steps 3 --baseline none --jobs 1 --out"
+    return [sys.executable, "-m", "weightcast_lab", *words.split(), str(out)]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, blow):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    if blow == signal.SIGKILL:
+        subprocess.run(command(undisturbed), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(killed), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    checkpoint = killed / "runs" / "adamw-s3" / "seed-0" / "checkpoint"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, blow)
+    _, err = process.communicate(timeout=60)
+    if blow == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Interrupted: 1 of 2 runs are finished" in err
+        assert "Traceback" not in err
+        assert checkpoint.exists()
+        return
+    assert checkpoint.exists()
+    assert not checkpoint.with_name("result.json").exists()
+    second = subprocess.run(command(killed), check=True, capture_output=True, text=True)
+    assert "1 finished already" in second.stderr
+    expected, found = result_files(undisturbed), result_files(killed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        resumed, whole = json.loads(found[name]), json.loads(expected[name])
+        assert without_seconds(resumed) == without_seconds(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--task", "digit"), "did you mean 'digits'?"),
+        (("--task", "xyz"), "choose one of digits, ptb, text"),
+        (("--optimizer", "adanw"), "did you mean 'adamw'?"),
+        (("--baseline", "nadam"), "did you mean 'nadamw'?"),
+        (("--steps", "1,x"), "not a list of numbers"),
+        (("--steps", ""), "not a list of numbers"),
+        (("--steps", "nan"), "--steps nan is not possible"),
+        (("--steps", "1,inf"), "--steps inf is not possible"),
+        (("--steps", "1000"), "--steps 1000 is not possible"),
+        (("--lr", "0"), "--lr 0 is not possible"),
+        (("--lr", "-1"), "--lr -1 is not possible"),
+        (("--lr", "nan"), "--lr nan is not possible"),
+        (("--lr", "inf"), "--lr inf is not possible"),
+        (("--device", "tpu"), "choose one of auto, cpu, cuda"),
+        (("--seeds", "0"), "--seeds"),
+        (("--epochs", "0"), "--epochs"),
+        (("--jobs", "0"), "--jobs"),
+        (("--batch-size", "0"), "--batch-size"),
+        (("--task", "ptb"), "needs --data FOLDER"),
+        (("--task", "ptb", "--data", "missing"), "is not a folder"),
+        (("--data", "."), "carries its own data"),
+        (("--out", "a-file"), "is a file"),
+        (("--task", "text", "--batch-size", "10000000"), "smaller --batch-size"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_nothing_starts(
+    weightcast, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    outcome = weightcast("compare", *arguments)
+    assert outcome.code == 2
+    assert sentence in " ".join(outcome.err.split())
+    assert "Traceback" not in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+
+def test_no_cuda_is_one_sentence(weightcast, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = weightcast("compare", "--device", "cuda", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "use --device cpu" in outcome.err
+
+
+def test_a_report_of_nothing_is_one_sentence(weightcast, tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        outcome = weightcast("report", path)
+        assert outcome.code == 2
+        assert "does not exist" in " ".join(outcome.err.split())
+
+
+@pytest.mark.parametrize("name", ["compare", "report"])
+def test_help_suffices(weightcast, name):
+    outcome = weightcast(name, "--help")
+    assert outcome.code == 0
+    assert "Example" in outcome.out
+
+
+def test_help_names_every_optimizer(weightcast, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = weightcast("compare", "--help").out
+    assert all(name in words for name in OPTIMIZERS)

@@ -1,0 +1,80 @@
+import multiprocessing
+from collections import defaultdict
+
+import pytest
+
+from tests.lab.helpers import without_seconds
+from weightcast_lab.errors import LabError
+from weightcast_lab.optimizers import Method
+from weightcast_lab.runner import Comparison, run_cells
+from weightcast_lab.tasks import DataSource
+from weightcast_lab.train import Cell, Settings
+
+
+class Recorder:
+    """A watcher that remembers, and kills the worker of `victim` once."""
+
+    def __init__(self, victim=None):
+        self.events = defaultdict(list)
+        self.results = {}
+        self.failures = {}
+        self.victim = victim
+
+    def on_start(self, cell):
+        self.events[cell].append("start")
+
+    def on_progress(self, cell, step, steps, loss):
+        self.events[cell].append((step, steps))
+        if cell == self.victim:
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            worker.join()
+
+    def on_finish(self, cell, result):
+        self.results[cell] = result
+
+    def on_failure(self, cell, reason):
+        self.failures[cell] = reason
+
+    def on_warning(self, message):
+        pytest.fail(message)
+
+
+CELLS = [Cell(Method("adamw", s), seed) for seed in (0, 1) for s in (None, 3.0)]
+
+
+def comparison(folder, device="cpu"):
+    settings = Settings("digits", DataSource(), 0.005, 32, 1, device)
+    return Comparison(settings, folder, "configuration")
+
+
+def test_numbers_do_not_depend_on_how_many_work(tmp_path):
+    one, two = Recorder(), Recorder()
+    assert run_cells(comparison(tmp_path / "one"), CELLS, 1, one) == []
+    assert run_cells(comparison(tmp_path / "two"), CELLS, 2, two) == []
+    assert one.results.keys() == two.results.keys() == set(CELLS)
+    for cell in CELLS:
+        assert without_seconds(one.results[cell]) == without_seconds(two.results[cell])
+        assert one.events[cell][0] == "start"
+        assert one.events[cell][-1] == (38, 38)
+
+
+def test_a_killed_worker_costs_its_own_run_only(tmp_path):
+    recorder = Recorder(victim=CELLS[1])
+    assert run_cells(comparison(tmp_path), CELLS, 1, recorder) == [CELLS[1]]
+    assert "SIGKILL" in recorder.failures[CELLS[1]]
+    assert recorder.results.keys() == {CELLS[0], CELLS[2], CELLS[3]}
+
+
+def test_a_crash_is_reported_with_its_reason_and_the_others_are_tried(tmp_path):
+    recorder = Recorder()
+    assert run_cells(comparison(tmp_path, device="nonsense"), CELLS[:2], 1, recorder) == CELLS[:2]
+    assert "nonsense" in recorder.failures[CELLS[0]]
+    assert "Traceback" in (tmp_path / "runs" / "adamw" / "seed-0" / "error.txt").read_text()
+
+
+def test_what_concerns_all_runs_ends_them_all(tmp_path):
+    (tmp_path / "runs").write_text("a file in place of the folder")
+    with pytest.raises(LabError, match="cannot be written"):
+        run_cells(comparison(tmp_path), CELLS, 2, Recorder())
+    assert multiprocessing.active_children() == []

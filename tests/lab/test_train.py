@@ -1,0 +1,202 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.lab.helpers import LineTask, without_seconds
+from weightcast_lab.errors import LabError
+from weightcast_lab.optimizers import OPTIMIZERS, Method
+from weightcast_lab.store import RunFiles
+from weightcast_lab.tasks import DataSource, make_task
+from weightcast_lab.train import Cell, Settings, train
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step_to_die):
+    def on_step(step, steps, loss):
+        if step == step_to_die:
+            raise Killed
+
+    return on_step
+
+
+def test_history_has_an_evaluation_before_training_and_one_per_epoch(train_line):
+    result = train_line()
+    assert result["history"]["step"] == [0, 5, 10, 15]
+    assert result["history"]["train_loss"][0] is None
+    assert result["history"]["seconds"] == sorted(result["history"]["seconds"])
+    assert result["diverged_at"] is None
+
+
+def test_the_same_run_twice_is_the_same(train_line):
+    first, second = train_line(folder="a"), train_line(folder="b")
+    assert without_seconds(first) == without_seconds(second)
+
+
+def test_zero_steps_ahead_is_the_plain_optimizer_bit_for_bit(train_line):
+    plain = without_seconds(train_line(Method("adamw"), folder="a"))
+    zero = without_seconds(train_line(Method("adamw", 0.0), folder="b"))
+    assert zero == plain | {"method": "adamw-s0"}
+
+
+def test_prediction_acts(train_line):
+    plain, three = train_line(Method("adamw"), folder="a"), train_line(Method("adamw", 3.0))
+    assert plain["weights"] != three["weights"]
+    assert plain["history"]["validation_loss"][0] == three["history"]["validation_loss"][0]
+
+
+def test_training_is_plain_torch(train_line):
+    result, batches = train_line(), train_batches(train_line)
+    torch.manual_seed(0)
+    task = LineTask()
+    model = task.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for batch in batches:
+        optimizer.zero_grad()
+        loss, _ = task.loss(model, torch.tensor(batch), None)
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    assert task.evaluate(model)[0] == result["history"]["validation_loss"][-1]
+
+
+def train_batches(train_line, **changes):
+    task = LineTask()
+    train_line(folder=f"batches-{changes}", task=task, **changes)
+    return task.seen
+
+
+def test_batches_depend_on_seed_and_epoch_and_not_on_the_method(train_line):
+    batches = train_batches(train_line)
+    assert batches == train_batches(train_line, method=Method("nadamw"))
+    assert batches == train_batches(train_line, method=Method("adamw", 2.0))
+    assert batches != train_batches(train_line, seed=1)
+    assert batches[:5] != batches[5:10]
+    assert sorted(n for batch in batches[5:10] for n in batch) == list(range(20))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [None, 2.0])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train_line, name, steps):
+    method = Method(name, steps)
+    undisturbed = train_line(method, folder="undisturbed")
+    for step in (3, 8, 14):
+        with pytest.raises(Killed):
+            train_line(method, on_step=kill_at(step))
+    taken = []
+    resumed = train_line(method, on_step=lambda step, steps, loss: taken.append(step))
+    assert taken == [11, 12, 13, 14, 15]
+    assert without_seconds(resumed) == without_seconds(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:],
+        lambda data: b"something else",
+    ],
+)
+def test_a_damaged_checkpoint_is_reported_and_the_run_starts_again(train_line, tmp_path, damage):
+    undisturbed = train_line(folder="undisturbed")
+    with pytest.raises(Killed):
+        train_line(on_step=kill_at(8))
+    path = tmp_path / "run" / "checkpoint"
+    path.write_bytes(damage(path.read_bytes()))
+    warnings, taken = [], []
+    result = train_line(warn=warnings.append, on_step=lambda step, *_: taken.append(step))
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    assert taken[0] == 1
+    assert without_seconds(result) == without_seconds(undisturbed)
+
+
+def test_a_run_ends_where_the_loss_stops_being_finite(train_line, tmp_path):
+    result = train_line(task=LineTask(broken=[7]))
+    assert result["diverged_at"] == 7
+    assert result["history"]["step"] == [0, 5]
+    assert RunFiles(tmp_path / "run", "configuration").load_result(pytest.fail)
+
+
+def test_a_run_ends_where_a_gradient_stops_being_finite(train_line):
+    class BrokenGradient(LineTask):
+        def loss(self, model, batch, carried):
+            loss, carried = super().loss(model, batch, carried)
+            if len(self.seen) == 7:
+                model[0].weight.register_hook(lambda gradient: gradient * torch.nan)
+            return loss, carried
+
+    assert train_line(task=BrokenGradient())["diverged_at"] == 6
+
+
+def test_a_run_ends_where_the_validation_loss_stops_being_finite(train_line):
+    class BrokenEvaluation(LineTask):
+        def evaluate(self, model):
+            return (torch.nan, 0.0) if self.seen else super().evaluate(model)
+
+    assert train_line(task=BrokenEvaluation())["diverged_at"] == 5
+
+
+def test_a_learning_rate_without_reason_diverges(train_line):
+    result = train_line(Method("sgd"), learning_rate=1e25)
+    assert 1 <= result["diverged_at"] <= 5
+
+
+def test_the_state_is_carried_within_an_epoch_only(train_line):
+    class Carrying(LineTask):
+        given: list[int | None] = []  # noqa: RUF012
+
+        def loss(self, model, batch, carried):
+            self.given.append(carried)
+            return super().loss(model, batch, carried)
+
+    train_line(task=(task := Carrying()))
+    assert task.given == [None, 1, 2, 3, 4] * 3
+
+
+def test_clipping_bounds_the_gradient(train_line):
+    norms = []
+
+    class Clipped(LineTask):
+        clip_norm = 1e-3
+
+        def loss(self, model, batch, carried):
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.nn.utils.get_total_norm(gradients).item())
+            return super().loss(model, batch, carried)
+
+    train_line(task=Clipped())
+    assert norms
+    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_clipping_of_a_language_model_is_on_and_its_test_text_is_read(tmp_path, small_text):
+    task = make_task("ptb", DataSource(small_text, any_text=True))
+    assert task.clip_norm is not None
+    settings = Settings("ptb", DataSource(), 0.01, 4, 2, "cpu")
+    files = RunFiles(tmp_path / "run", "configuration")
+    cell = Cell(Method("adamw", 1.0), 0)
+    result = train(cell, task, settings, files, lambda *_: None, pytest.fail)
+    # the text repeats two sentences: nearly all of it can be learnt
+    assert result["history"]["metric"][-1] < result["history"]["metric"][0]
+    assert result["test"].keys() == {"test perplexity"}
+
+
+def test_a_full_disk_is_one_sentence(train_line, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("weightcast_lab.store.os.replace", full)
+    with pytest.raises(LabError, match="No space left on device"):
+        train_line()
+
+
+def test_files_of_a_finished_run(train_line, tmp_path):
+    train_line()
+    assert [path.name for path in Path(tmp_path / "run").iterdir()] == ["result.json"]
