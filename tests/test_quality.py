@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import weightcast
+from weightcast_lab.report import insert_table, load_results, summarize
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "weightcast"
@@ -95,6 +96,16 @@ def test_importing_is_cheap() -> None:
 )
 def test_code_in_the_readme_runs(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readmes_numbers_come_from_the_committed_results(tmp_path: Path) -> None:
+    """What `weightcast report results/digits --into README.md` writes is what stands there."""
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    results = load_results(ROOT / "results" / "digits" / "results.json")
+    insert_table(copy, "results/digits", summarize(results))
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+    assert "| AdamW s=3 |" in copy.read_text()
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:

@@ -205,17 +205,27 @@ def report(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the Markdown table and nothing else.")
     ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the Markdown table and its notes into this document, between the lines "
+            "`<!-- begin RESULTS -->` and `<!-- end RESULTS -->`, and do nothing else.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the files.", show_default="beside the results"),
     ] = None,
 ) -> None:
     """Redraw table, learning curves and page from stored results."""
-    from weightcast_lab.report import load_results, markdown_table, summarize
+    from weightcast_lab.report import insert_table, load_results, markdown_table, summarize
 
     path = results / "results.json" if results.is_dir() else results
     if markdown:
         typer.echo(markdown_table(summarize(load_results(path))), nl=False)
+    elif into:
+        insert_table(into, results.as_posix(), summarize(load_results(path)))
     else:
         _show(path, out or path.parent)
 
@@ -233,8 +243,9 @@ def _show(path: Path, folder: Path) -> None:
 
 def _plan(task: Task, settings: Settings, runs: int, finished: int) -> str:
     done = f", {finished} finished already" if finished else ""
+    epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
     return (
-        f"{task.title}: {runs} runs of {settings.epochs} epochs, learning rate "
+        f"{task.title}: {runs} runs of {epochs}, learning rate "
         f"{settings.learning_rate:g}, on {settings.device}{done}."
     )
 

@@ -344,6 +344,26 @@ def markdown_table(summary: Summary) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def insert_table(document: Path, name: str, summary: Summary) -> None:
+    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        LabError: the document cannot be read or written, or lacks the two lines.
+    """
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    try:
+        text = document.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"{document} cannot be read: {error}.") from None
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise LabError(f"{document} lacks the lines {begin.strip()!r} and {end!r} to fill.")
+    notes = "".join(f"- {note}\n" for note in summary.notes)
+    filling = f"{markdown_table(summary)}\n{notes}"
+    write_atomically(document, (before + begin + filling + end + after).encode())
+
+
 def csv_table(summary: Summary) -> str:
     """One line per method, numbers in full."""
     buffer = io.StringIO()
@@ -427,7 +447,7 @@ def html_page(results: Results, summary: Summary) -> str:
     loss = summary.quantities[0]
     facts = [
         f"{summary.seeds} seed{'s' if summary.seeds > 1 else ''}",
-        f"{configuration['epochs']} epochs",
+        f"{configuration['epochs']} epoch{'s' if configuration['epochs'] > 1 else ''}",
         f"batch size {configuration['batch size']}",
         f"learning rate {configuration['learning rate']:g}",
         f"{configuration['parameters']:,} weights",

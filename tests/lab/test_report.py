@@ -11,6 +11,7 @@ from weightcast_lab.figures import DARK, LIGHT, draw, to_image
 from weightcast_lab.report import (
     csv_table,
     html_page,
+    insert_table,
     load_results,
     markdown_table,
     summarize,
@@ -273,3 +274,21 @@ def test_results_survive_the_file(tmp_path, two_seeds):
     path = tmp_path / "results.json"
     path.write_bytes(to_json(two_seeds))
     assert load_results(path) == two_seeds == json.loads(path.read_text())
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):
+    document = tmp_path / "page.md"
+    text = "# Title\n<!-- begin a -->\nold\n<!-- end a -->\ntail <!-- end a -->\n"
+    document.write_text(text)
+    summary = summarize(two_seeds)
+    insert_table(document, "a", summary)
+    written = document.read_text()
+    notes = "".join(f"- {note}\n" for note in summary.notes)
+    filled = f"<!-- begin a -->\n{markdown_table(summary)}\n{notes}<!-- end a -->"
+    assert written == f"# Title\n{filled}\ntail <!-- end a -->\n"
+    insert_table(document, "a", summary)
+    assert document.read_text() == written
+    with pytest.raises(LabError, match="lacks the lines '<!-- begin b -->'"):
+        insert_table(document, "b", summary)
+    with pytest.raises(LabError, match="cannot be read"):
+        insert_table(tmp_path / "missing.md", "a", summary)
