@@ -203,7 +203,7 @@ def reports(action: object) -> list[str]:
     return [str(w.message) for w in caught]
 
 
-@pytest.mark.parametrize("why", ["another module is called", "eval mode"])
+@pytest.mark.parametrize("why", ["another module is called", "eval mode", "an idle closure"])
 def test_a_forward_that_is_never_called_is_reported_once(why: str) -> None:
     model, optimizer = pair()
     weightcast.attach(model, optimizer)
@@ -217,7 +217,7 @@ def test_a_forward_that_is_never_called_is_reported_once(why: str) -> None:
                 backward(model)
             else:
                 model.second(torch.tanh(model.first(data(model)))).sum().backward()
-            optimizer.step()
+            optimizer.step(*([lambda: None] if why == "an idle closure" else []))
 
     (message,) = reports(loop)
     assert "with prediction.predicted():" in message

@@ -504,3 +504,43 @@ def test_there_and_back_for_any_steps(steps: float, kind: dict, scale: float) ->
         with prediction.predicted():
             pass
     assert same(weights(model), theta)
+
+
+class Trained(torch.nn.Module):
+    """As a LightningModule: never called itself, only its `training_step`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = torch.nn.ModuleList([Recorder()])
+        self.teacher = Recorder().requires_grad_(False).eval()
+
+    def training_step(self, seed: int) -> torch.Tensor:
+        (network,) = self.networks
+        output = network(data(network, seed))
+        with torch.no_grad():
+            target = self.teacher(data(network, seed))
+        return (output - target).square().mean()
+
+
+def test_a_module_with_a_training_step_is_predicted_through_its_parts() -> None:
+    """R22: accumulation and manual optimization too, with a teacher beside the training forward."""
+    model = Trained()
+    optimizer = torch.optim.AdamW(model.networks.parameters(), lr=0.05)
+    prediction = weightcast.attach(model, optimizer, 2)
+    (network,) = model.networks
+    for seed in range(4):
+        hat = forecast(prediction, network, 2) if seed else None
+        for micro_batch in (seed, seed + 1):
+            model.training_step(micro_batch).backward()
+            if hat:
+                for seen, value in zip(network.seen[-1], hat, strict=True):
+                    torch.testing.assert_close(seen, value, rtol=0, atol=1e-14)
+        optimizer.step(lambda: None)  # as Lightning's manual optimization does
+        optimizer.zero_grad()
+    theta = weights(network)
+    model.training_step(0)
+    model.eval()
+    model.training_step(0)
+    assert same(network.seen[-1], theta)
+    prediction.detach()
+    assert not network._forward_pre_hooks

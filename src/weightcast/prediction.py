@@ -436,8 +436,10 @@ class WeightPrediction:
     def _attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Hook both. They hold the prediction; it holds neither of them."""
         self._model, self._optimizer = weakref.ref(model), weakref.ref(optimizer)
+        for module in (model, *_parts(model)):
+            hook = module.register_forward_pre_hook(self._before_forward, prepend=True)
+            self._handles.append(hook)
         self._handles += [
-            model.register_forward_pre_hook(self._before_forward, prepend=True),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_pre_hook(self._before_access),
@@ -455,15 +457,15 @@ class WeightPrediction:
 
     @_eager
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        optimizer = self._optimizer()
+        model = self._model()
         if torch.compiler.is_compiling() or _is_tracing():  # an export shows stand-ins of weights
             if self._is_predicted:
                 raise WeightcastError(_TRACED)
-        elif optimizer is None:
+        elif model is None or self._optimizer() is None:
             self.detach()
-        elif module.training and torch.is_grad_enabled():
+        elif model.training and torch.is_grad_enabled():
             self.predict()
-        else:
+        elif module is model or not model.training:  # not a teacher or a metric among the parts
             self.restore()
 
     def _before_access(self, *_: Any) -> None:
@@ -482,15 +484,18 @@ class WeightPrediction:
         self._before.clear()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            if self._steps_taken and not self._ever_predicted and self._wants(optimizer):
-                self._report(_NEVER_CALLED)
+            self._check_ever_predicted(optimizer)
             self._remember(optimizer)
             return None
 
         @functools.wraps(closure)
         def at_prediction() -> Any:
+            ever, gradients = self._ever_predicted, _marks_of_gradients(optimizer)
             with self.predicted():
                 loss = closure()
+            # some trainers pass a closure that does nothing after a backward of their own
+            self._ever_predicted = ever or _marks_of_gradients(optimizer) != gradients
+            self._check_ever_predicted(optimizer)
             self._depth = 1
             if not self._before:
                 self._remember(optimizer)
@@ -549,6 +554,10 @@ class WeightPrediction:
             self._reported.add(message)
             warnings.warn(message, PredictionWarning, stacklevel=3)
 
+    def _check_ever_predicted(self, optimizer: Optimizer) -> None:
+        if self._steps_taken and not self._ever_predicted and self._wants(optimizer):
+            self._report(_NEVER_CALLED)
+
     def _check_coarseness(self) -> None:
         """Whether low-precision weights can express the forecast; synchronises, once."""
         stuck = total = 0
@@ -606,6 +615,26 @@ def _moving() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
     torch.clear_autocast_cache()
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose forward stands for the model's, where a trainer never calls the model.
+
+    Lightning calls `training_step`, which calls what the LightningModule is made of.
+    """
+    if hasattr(model, "training_step"):
+        parts = list(model.children())
+        for part in parts:
+            if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
+                parts += part.children()
+            else:
+                yield part
+
+
+def _marks_of_gradients(optimizer: Optimizer) -> list[Any]:
+    """Differs after a backward."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [(id(p.grad), p.grad._version) for p in params if p.grad is not None]
 
 
 def _plain(tensors: list[Tensor]) -> list[Tensor]:
