@@ -1,10 +1,11 @@
 """What the laboratory's tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
@@ -51,6 +52,15 @@ def train_line(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return train(Cell(method, seed), task or LineTask(), settings, files, on_step, warn)
 
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Computes as the workers do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import without_seconds
-from weightcast_lab.optimizers import OPTIMIZERS
+from weightcast_lab.optimizers import OPTIMIZERS, Method
+from weightcast_lab.store import RunFiles
+from weightcast_lab.tasks import DataSource, make_task
+from weightcast_lab.train import Cell, Settings, train
 
 SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
 
@@ -89,42 +92,67 @@ def test_a_divergence_is_in_the_table_and_no_failure(weightcast, tmp_path):
     assert "diverged at step" in " ".join(done.out.split())
 
 
-def command(out: Path) -> list[str]:
-    words = "compare --epochs 15 --batch-size 64 --seeds 1 --steps 3 --baseline none --jobs 1 --out"
-    return [sys.executable, "-m", "weightcast_lab", *words.split(), str(out)]
+EPOCHS, BATCH_SIZE = 40, 64
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, blow):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    if blow == signal.SIGKILL:
-        subprocess.run(command(undisturbed), check=True, capture_output=True)
-    process = subprocess.Popen(
-        command(killed), stderr=subprocess.PIPE, text=True, start_new_session=True
+def start(out: Path) -> subprocess.Popen[str]:
+    words = f"--epochs {EPOCHS} --batch-size {BATCH_SIZE} --seeds 1 --steps 3 --baseline none"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "weightcast_lab", "compare"),
+            *(*words.split(), "--jobs", "1", "--out", str(out)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    checkpoint = killed / "runs" / "adamw-s3" / "seed-0" / "checkpoint"
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists():
+
+
+def written_at(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def blow_after_next_checkpoint(out: Path, blow: signal.Signals) -> tuple[int, str]:
+    checkpoint = out / "runs" / "adamw-s3" / "seed-0" / "checkpoint"
+    before = written_at(checkpoint)
+    process = start(out)
+    deadline = time.monotonic() + 100
+    while written_at(checkpoint) == before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, blow)
     _, err = process.communicate(timeout=60)
-    if blow == signal.SIGINT:
-        assert process.returncode == 130
-        assert "Interrupted: 1 of 2 runs are finished" in err
-        assert "Traceback" not in err
-        assert checkpoint.exists()
-        return
     assert checkpoint.exists()
     assert not checkpoint.with_name("result.json").exists()
-    second = subprocess.run(command(killed), check=True, capture_output=True, text=True)
-    assert "1 finished already" in second.stderr
-    expected, found = result_files(undisturbed), result_files(killed)
-    assert expected.keys() == found.keys()
-    for name in expected:
-        resumed, whole = json.loads(found[name]), json.loads(expected[name])
-        assert without_seconds(resumed) == without_seconds(whole)
+    return process.returncode, err
+
+
+def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_thread):
+    out = tmp_path / "out"
+    code, err = blow_after_next_checkpoint(out, signal.SIGINT)
+    assert code == 130
+    assert "Interrupted: 1 of 2 runs are finished" in err
+    assert "Traceback" not in err
+
+    code, _ = blow_after_next_checkpoint(out, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+
+    process = start(out)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert "1 finished already" in err
+
+    task = make_task("digits", DataSource())
+    settings = Settings(
+        "digits", DataSource(), task.preset.learning_rate, BATCH_SIZE, EPOCHS, "cpu"
+    )
+    for method in (Method("adamw"), Method("adamw", 3.0)):
+        files = RunFiles(tmp_path / method.key, "undisturbed")
+        whole = train(Cell(method, 0), task, settings, files, lambda *_: None, pytest.fail)
+        found = json.loads((out / "runs" / method.key / "seed-0" / "result.json").read_text())
+        assert without_seconds(found) == without_seconds(whole)
 
 
 @pytest.mark.parametrize(
