@@ -137,7 +137,7 @@ def test_the_reference_differentiates_rightly() -> None:
 def test_adamw_equals_the_paper(
     loop: Callable, steps: float, amsgrad: bool, accumulate: int
 ) -> None:
-    """R4, R11c, R13, R14, R21: changing lr, amsgrad, decay, two groups, accumulation, closures."""
+    """R4, R11cd, R13, R14, R21: changing lr, amsgrad, decay, groups, accumulation, closures."""
     theta = initial_weights()
     network = Network(theta)
     groups = [

@@ -182,6 +182,22 @@ def test_unsupported_optimizers_are_refused_by_name() -> None:
         weightcast.attach(model, AdamWScheduleFree(model.parameters()))
 
 
+def test_an_optimizer_without_hooks_is_refused() -> None:
+    """Some wrappers imitate an Optimizer without being initialised as one."""
+
+    class Imitation(torch.optim.Optimizer):
+        def __init__(self) -> None:
+            self._optimizer_step_pre_hooks = {}
+
+    class Empty(torch.optim.Optimizer):
+        def __init__(self) -> None:
+            pass
+
+    for imitation in (Imitation(), Empty()):
+        with pytest.raises(weightcast.UnsupportedOptimizerError, match="and so runs no hooks"):
+            weightcast.attach(Recorder(), imitation)
+
+
 def test_every_error_is_a_weightcast_error() -> None:
     for error, builtin in [
         (weightcast.InvalidArgumentError, ValueError),

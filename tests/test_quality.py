@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import weightcast
+from tests.frameworks import matrix
 from weightcast_lab.report import insert_table, load_results, summarize
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,15 @@ def test_the_readmes_numbers_come_from_the_committed_results(tmp_path: Path) -> 
     insert_table(copy, "results/digits", summarize(results))
     assert copy.read_text() == (ROOT / "README.md").read_text()
     assert "| AdamW s=3 |" in copy.read_text()
+
+
+def test_the_compatibility_page_comes_from_the_committed_results() -> None:
+    """As `python -m tests.frameworks.matrix` writes it; nothing in it is unknown or failed."""
+    results = json.loads(matrix.RESULTS.read_text())
+    assert matrix.PAGE.read_text() == matrix.page(results)
+    cells = [cell for features in results["cells"].values() for cell in features.values()]
+    assert {cell["outcome"] for cell in cells} == {"passed"}
+    assert all(cell.get("sentence") for cell in cells if cell["support"] == "refused")
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:

@@ -272,3 +272,32 @@ def test_which_weight_decay_is_decoupled() -> None:
     chosen = {**group, "decoupled_weight_decay": True}
     assert decay_factor(rule_for(torch.optim.Adam(parameters)), chosen, 2) == 0.95**2
     assert decay_factor(rule_for(torch.optim.AdamW(parameters)), {"lr": 0.1}, 2) == 1
+
+
+def test_parameters_that_share_one_state_are_all_predicted() -> None:
+    """Some optimizers keep the state of a pair with its first member (low-rank adapters do)."""
+
+    class Paired(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 0.1})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.sub_(p.grad, alpha=0.1)
+            self.state[self.param_groups[0]["params"][0]]["step"] = 1
+
+    model = Bag(torch.randn(3), torch.randn(2))
+    optimizer = Paired(model.parameters())
+    prediction = weightcast.attach(model, optimizer, 1)
+    for _ in range(2):
+        set_gradients(optimizer)
+        before = [p.detach().clone() for p in model.tensors]
+        with prediction.predicted():
+            pass
+        optimizer.step()
+    for (p, delta), start in zip(prediction.displacements(), before, strict=True):
+        torch.testing.assert_close(delta, start - p.detach())
+    assert not optimizer.state.get(model.tensors[1])  # still for the optimizer to initialise
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(list(prediction.displacements())) == 1

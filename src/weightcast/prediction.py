@@ -121,8 +121,8 @@ def attach(
         raise InvalidTypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
-    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        optimizer = vars(optimizer)["optimizer"]  # inside a framework's wrapper
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # a framework's wrapper: look inside
+        optimizer = getattr(optimizer, "optimizer", optimizer)
     check_supported(optimizer)
     prediction = WeightPrediction(steps, decaying=decaying, weight_decay=weight_decay)
     prediction._rule = _chosen_rule(optimizer, rule)
@@ -226,6 +226,7 @@ class WeightPrediction:
         self._moved: list[_Moved] = []
         self._before: list[tuple[Group, list[Tensor], list[Tensor]]] = []  # θ before this step
         self._buffers: dict[Tensor, Tensor] = {}  # reused, so that a loop allocates nothing
+        self._apart: dict[Tensor, dict[str, Any]] = {}  # state of those whose own stays empty
         self._depth = 0  # of running steps: a subclass's step may call its parent's
         self._steps_taken = 0
         self._ever_predicted = False
@@ -344,8 +345,8 @@ class WeightPrediction:
                 vars(thing).pop("__getstate__", None)
         for state in optimizer.state.values() if optimizer is not None else ():
             state.pop(OBSERVED, None)
-        self._buffers.clear()
-        self._before.clear()
+        for held in (self._buffers, self._apart, self._before):
+            held.clear()
         self._model = self._optimizer = _nobody
 
     # --- there and back --------------------------------------------------------------------------
@@ -377,7 +378,7 @@ class WeightPrediction:
             rule = self._rule_of(group)
             together: dict[Any, list[tuple[Tensor, dict[str, Any]]]] = {}
             for p in group["params"]:
-                state = optimizer.state.get(p)
+                state = optimizer.state.get(p) or self._apart.get(p)
                 if state and _is_known(state, rule):
                     multi = rule.foreach and _prefers_foreach(group, p)
                     key = (p.device, p.dtype, host_step(state)) if multi else id(p)
@@ -408,14 +409,13 @@ class WeightPrediction:
     def _move_back(self) -> None:
         """Bring the last batch back to θ; forgotten only then, whatever interrupts."""
         batch, saved, _ = moved = self._moved[-1]
-        optimizer = self._optimizer()
         displacements = moved.observed() if batch.rule is OBSERVED_RULE else []
         torch._foreach_copy_(_plain(batch.params), _plain(saved))
         self._moved.pop()
-        if displacements and optimizer is not None:
+        if displacements:
             torch._foreach_copy_(_plain(saved), displacements)
-            for p, buffer in zip(batch.params, saved, strict=True):
-                optimizer.state[p][OBSERVED] = buffer
+            for state, buffer in zip(batch.states, saved, strict=True):
+                state[OBSERVED] = buffer
         else:
             self._buffers.update(zip(batch.params, saved, strict=True))
 
@@ -452,7 +452,8 @@ class WeightPrediction:
             ]
         for thing in (*model.modules(), optimizer):
             vars(thing)["__getstate__"] = functools.partial(_plain_state, weakref.ref(thing))
-        weakref.finalize(optimizer, self._buffers.clear).atexit = False
+        for keyed_by_parameter in (self._buffers, self._apart):
+            weakref.finalize(optimizer, keyed_by_parameter.clear).atexit = False
         _live.add(self)
 
     @_eager
@@ -473,6 +474,7 @@ class WeightPrediction:
 
     def _before_loading_state(self, *_: Any) -> None:
         self.restore()
+        self._apart.clear()
         self._steps_taken = 0  # the new state may be that of an optimizer before its first step
 
     @_eager
@@ -512,7 +514,7 @@ class WeightPrediction:
             if self._rule_of(group) is not OBSERVED_RULE:
                 continue
             params = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-            states = [optimizer.state.get(p, {}) for p in params]
+            states = [optimizer.state.get(p) or self._apart.get(p, {}) for p in params]
             if self._reach(group) == 0:
                 for state in states:
                     state.pop(OBSERVED, None)
@@ -537,10 +539,8 @@ class WeightPrediction:
             # an empty state tells many optimizers to initialise it: it stays empty
             is_lazy = any(optimizer.state.get(p) for p in params)
             for p, displacement in zip(params, buffers, strict=True):
-                if is_lazy and not optimizer.state.get(p):
-                    self._buffers[p] = displacement
-                    continue
-                state = optimizer.state[p]
+                is_apart = is_lazy and not optimizer.state.get(p)
+                state = self._apart.setdefault(p, {}) if is_apart else optimizer.state[p]
                 if found_inf is not None and OBSERVED in state:
                     _keep_if(found_inf, displacement, state[OBSERVED])
                     self._buffers[p] = state[OBSERVED]

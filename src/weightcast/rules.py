@@ -122,6 +122,11 @@ def check_supported(optimizer: Optimizer) -> None:
         UnsupportedOptimizerError: with the reason.
     """
     name = type(optimizer).__name__
+    if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
+        raise UnsupportedOptimizerError(
+            f"{name} does not call torch.optim.Optimizer.__init__ and so runs no hooks: nobody can "
+            "tell when it steps. Attach the optimizer that it wraps, if its updates are that one's."
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UnsupportedOptimizerError(
             f"{name} evaluates the loss many times within one step and has no single displacement "

@@ -17,8 +17,12 @@ def last_displacement(
     displacements = []
     params = [(group, p) for group in optimizer.param_groups for p in group["params"]]
     for (group, p), start in zip(params, before, strict=True):
-        decay = float(group["lr"]) * float(group.get("weight_decay", 0.0)) if decoupled else 0.0
-        displacements.append(((1 - decay) * start - p.detach()) / float(group["lr"]))
+        decay = (
+            float(group.get("lr", 1.0)) * float(group.get("weight_decay", 0.0))
+            if decoupled
+            else 0.0
+        )
+        displacements.append(((1 - decay) * start - p.detach()) / float(group.get("lr", 1.0)))
     return displacements
 
 
@@ -41,7 +45,7 @@ class ByHand:
 
     def iterate(self, backward: Callable[[], Any]) -> None:
         true = [p.detach().clone() for p in self.params]
-        rates = [float(g["lr"]) for g in self.optimizer.param_groups for _ in g["params"]]
+        rates = [float(g.get("lr", 1.0)) for g in self.optimizer.param_groups for _ in g["params"]]
         if self.per_lr is not None:
             with torch.no_grad():
                 for p, rate, direction in zip(self.params, rates, self.per_lr, strict=True):

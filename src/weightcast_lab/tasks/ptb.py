@@ -114,6 +114,8 @@ def ptb(source: DataSource) -> Task:
         shape=LSTMShape(units=200, layers=1, dropout=0.3, window=35),
         metric=Metric("perplexity", decimals=2, higher_is_better=False),
         metric_of_loss=perplexity,
+        # Plain AdamW (one seed, validation loss): after one epoch 5.457 at 1e-3, 5.181 at 3e-3 and
+        # 5.164 at 1e-2; after three, 4.837 at 3e-3 and 4.983 at 1e-2.
         preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3),
         clip_norm=0.25,
     )

@@ -1,0 +1,33 @@
+"""Draws docs/compatibility.md from results/compatibility.json (`python -m` this module)."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS, PAGE = ROOT / "results" / "compatibility.json", ROOT / "docs" / "compatibility.md"
+
+
+def page(results: dict) -> str:
+    """One table per framework; what is refused comes with its sentence."""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    lines = [
+        "# Compatibility",
+        "",
+        "Every line is a test in `tests/frameworks` that trains with weight prediction and",
+        "compares the final weights with Algorithm 1 written out by hand, and evaluation and",
+        f"checkpoints with the true weights. Measured with {versions}.",
+        "",
+    ]
+    for framework, features in results["cells"].items():
+        lines += [f"## {framework}", "", "| feature | works | with |", "| --- | --- | --- |"]
+        for feature, cell in features.items():
+            refused = cell["support"] == "refused"
+            how = f"refused: “{cell['sentence']}”" if refused else cell["support"]
+            lines.append(f"| {feature} | {'no' if refused else 'yes'} | {how} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(json.loads(RESULTS.read_text())))

@@ -1,0 +1,320 @@
+"""Lightning, Accelerate and the Hugging Face Trainer, each against Algorithm 1 by hand."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
+
+import weightcast
+from tests.frameworks.helpers import (
+    BATCH,
+    STEPS,
+    adamw,
+    largest_difference,
+    mean_square,
+    network,
+    problem,
+    trained_by_hand,
+)
+from tests.helpers import same, weights
+from tests.oracles.by_hand import ByHand
+
+pytestmark = [  # the frameworks' own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("error::weightcast.PredictionWarning"),
+]
+EPOCHS = 3
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(*problem()), batch_size=BATCH)
+
+
+# --- Lightning -----------------------------------------------------------------------------------
+
+
+def lightning_module(attach_to: str, manual: bool, gamma: float) -> Any:
+    lightning = pytest.importorskip("lightning")
+
+    class Regression(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+            self.automatic_optimization = not manual
+            self.evaluated: list[tuple[bool, list[Tensor]]] = []
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            loss = mean_square(self.net, *batch)
+            if manual:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+                self.lr_schedulers().step()
+            return loss
+
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            mean_square(self.net, *batch)
+            self.evaluated.append((self.prediction.is_predicted, weights(self.net)))
+
+        def configure_optimizers(self) -> dict:
+            optimizer = adamw(self.net)
+            target = self if attach_to == "the LightningModule" else self.net
+            self.prediction = weightcast.attach(target, optimizer, STEPS)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            }
+
+    return Regression()
+
+
+def fit(module: Any, folder: Path, epochs: int = EPOCHS, **options: Any) -> Any:
+    lightning = pytest.importorskip("lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    resume = options.pop("ckpt_path", None)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        precision=options.pop("precision", "64-true"),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(module, loader(), loader(), ckpt_path=resume)
+    return trainer
+
+
+@pytest.mark.parametrize("attach_to", ["the LightningModule", "its network"])
+@pytest.mark.parametrize(
+    ("manual", "accumulate"),
+    [
+        pytest.param(False, 1, marks=pytest.mark.cell("Lightning", "automatic optimization")),
+        pytest.param(False, 2, marks=pytest.mark.cell("Lightning", "accumulate_grad_batches")),
+        pytest.param(True, 1, marks=pytest.mark.cell("Lightning", "manual optimization")),
+    ],
+)
+def test_lightning(tmp_path: Path, attach_to: str, manual: bool, accumulate: int) -> None:
+    """R21, R22: also with a scheduler that moves after every step."""
+    module = lightning_module(attach_to, manual, gamma=0.9)
+    fit(module, tmp_path, accumulate_grad_batches=accumulate)
+    expected = trained_by_hand(EPOCHS, accumulate=accumulate, gamma=0.9)
+    assert largest_difference(module.net, expected) < 1e-14
+    assert len(module.evaluated) == EPOCHS * 4
+    assert not any(predicted for predicted, _ in module.evaluated)
+    assert same(module.evaluated[-1][1], weights(module.net))
+
+
+@pytest.mark.cell("Lightning", "gradient_clip_val")
+def test_lightning_clips(tmp_path: Path) -> None:
+    module = lightning_module("the LightningModule", manual=False, gamma=1.0)
+    fit(module, tmp_path, gradient_clip_val=0.05)
+    assert largest_difference(module.net, trained_by_hand(EPOCHS, clip=0.05)) < 1e-8
+
+
+@pytest.mark.cell("Lightning", "checkpoint and resume")
+def test_lightning_resumes(tmp_path: Path) -> None:
+    """R16, R22: saved at θ, in a plain format; going on equals never having stopped."""
+    module = lightning_module("the LightningModule", manual=False, gamma=0.9)
+    trainer = fit(module, tmp_path, epochs=1)
+    module.net.train()(problem()[0])
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    resumed = lightning_module("the LightningModule", manual=False, gamma=0.9)
+    fit(resumed, tmp_path, ckpt_path=tmp_path / "one.ckpt")
+    assert largest_difference(resumed.net, trained_by_hand(EPOCHS, gamma=0.9)) < 1e-14
+
+
+@pytest.mark.cell("Lightning", "bf16-mixed")
+def test_lightning_bf16_mixed(tmp_path: Path) -> None:
+    """The forward runs in bfloat16: a plain loop under autocast is the reference."""
+    module = lightning_module("the LightningModule", manual=False, gamma=1.0)
+    module.net.float()
+    x, y = problem(torch.float32)
+    lightning = pytest.importorskip("lightning")
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, precision="bf16-mixed", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=BATCH))
+    reference = network(torch.float32)
+    by_hand = ByHand(adamw(reference), STEPS, decoupled=True)
+    for inputs, targets in zip(x.split(BATCH), y.split(BATCH), strict=True):
+
+        def backward(inputs: Tensor = inputs, targets: Tensor = targets) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = mean_square(reference, inputs, targets)
+            loss.backward()
+
+        by_hand.iterate(backward)
+    assert largest_difference(module.net, reference) < 1e-5
+
+
+@pytest.mark.cell("Lightning", "EMA (WeightAveraging)")
+def test_lightning_weight_averaging(tmp_path: Path) -> None:
+    """R6, R22: the average is one of true weights."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    averages = []
+
+    class Average(callbacks.WeightAveraging):
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            averages.append([p.clone() for p in self._average_model.module.net.parameters()])
+            super().on_train_end(trainer, module)
+
+    module = lightning_module("the LightningModule", manual=False, gamma=1.0)
+    total, count = [torch.zeros_like(p) for p in module.net.parameters()], 0
+
+    class Sum(callbacks.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            nonlocal count
+            count += 1
+            for t, p in zip(total, module.net.parameters(), strict=True):
+                t += p.detach()
+
+    fit(module, tmp_path, callbacks=[Average(), Sum()])
+    for average, t in zip(averages[0], total, strict=True):
+        torch.testing.assert_close(average, t / count, rtol=1e-6, atol=1e-8)
+
+
+# --- Accelerate ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["before prepare", "after prepare"])
+@pytest.mark.parametrize(
+    ("accumulate", "clip"),
+    [
+        pytest.param(1, None, marks=pytest.mark.cell("Accelerate", "prepare")),
+        pytest.param(2, None, marks=pytest.mark.cell("Accelerate", "accumulate")),
+        pytest.param(1, 0.05, marks=pytest.mark.cell("Accelerate", "clip_grad_norm_")),
+    ],
+)
+@pytest.mark.cell("Accelerate", "save_state")
+def test_accelerate(tmp_path: Path, order: str, accumulate: int, clip: float | None) -> None:
+    """R23: attached to the plain objects, or to those that prepare() returned."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model = network()
+    optimizer = adamw(model)
+    if order == "before prepare":
+        weightcast.attach(model, optimizer, STEPS)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, loader())
+    if order == "after prepare":
+        weightcast.attach(model, optimizer, STEPS)
+    for _ in range(EPOCHS):
+        for x, y in batches:
+            with accelerator.accumulate(model):
+                accelerator.backward(mean_square(model, x, y))
+                if clip and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                optimizer.zero_grad()
+    expected = trained_by_hand(EPOCHS, accumulate=accumulate, clip=clip)
+    assert largest_difference(model, expected) < 1e-14
+    theta = weights(model)
+    model(problem()[0])
+    accelerator.save_state(tmp_path, safe_serialization=False)
+    saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert same(list(saved.values()), theta)
+
+
+# --- Hugging Face --------------------------------------------------------------------------------
+
+
+def language_model() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=32, max_position_embeddings=32, **sizes, **heads)
+    return transformers.LlamaForCausalLM(config).double()
+
+
+SENTENCES = torch.randint(0, 32, (16, 8), generator=torch.Generator().manual_seed(0))
+
+
+def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int) -> Any:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    examples = [{"input_ids": tokens, "labels": tokens} for tokens in SENTENCES]
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return SequentialSampler(examples)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    weightcast.attach(model, optimizer, STEPS)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=epochs,
+        max_grad_norm=0.5,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    return InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        eval_dataset=examples[:4],
+        optimizers=(optimizer, scheduler),
+    )
+
+
+def language_model_by_hand(epochs: int) -> nn.Module:
+    model = language_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    by_hand = ByHand(optimizer, STEPS, decoupled=True)
+    for _ in range(epochs):
+        for batch in SENTENCES.split(8):
+
+            def backward(batch: Tensor = batch) -> None:
+                for tokens in batch.split(4):
+                    (model(input_ids=tokens, labels=tokens).loss / 2).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+
+            by_hand.iterate(backward)
+            scheduler.step()
+    return model
+
+
+@pytest.mark.cell("Hugging Face Trainer", "accumulation, clipping, evaluation, scheduler")
+def test_hugging_face_trainer(tmp_path: Path) -> None:
+    """R23."""
+    model = language_model()
+    hugging_face_trainer(model, tmp_path, EPOCHS).train()
+    assert largest_difference(model, language_model_by_hand(EPOCHS)) < 1e-12
+
+
+@pytest.mark.cell("Hugging Face Trainer", "save and resume_from_checkpoint")
+def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
+    """R16, R23: what save_strategy wrote is θ, and training goes on from it."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = language_model()
+    hugging_face_trainer(model, tmp_path, EPOCHS).train()
+    first = tmp_path / "checkpoint-2"
+    saved = safetensors.load_file(first / "model.safetensors")
+    after_one = dict(language_model_by_hand(1).named_parameters())
+    for name, value in saved.items():
+        torch.testing.assert_close(value, after_one[name].detach(), rtol=0, atol=1e-12)
+    resumed = language_model()
+    hugging_face_trainer(resumed, tmp_path, EPOCHS).train(resume_from_checkpoint=str(first))
+    assert largest_difference(resumed, model) < 1e-12
