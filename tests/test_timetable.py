@@ -544,3 +544,17 @@ def test_a_module_with_a_training_step_is_predicted_through_its_parts() -> None:
     assert same(network.seen[-1], theta)
     prediction.detach()
     assert not network._forward_pre_hooks
+
+
+def test_multi_tensor_passes_are_split_to_bound_their_memory(monkeypatch) -> None:
+    """R26: the temporaries of a pass stay small beside the model; the numbers stay the same."""
+    results = []
+    for elements in (2**26, 5):
+        torch.manual_seed(0)
+        monkeypatch.setattr("weightcast.prediction._MULTI_TENSOR_ELEMENTS", elements)
+        model, _optimizer, prediction = attached(foreach=True)
+        batches = list(prediction._batches(_optimizer))
+        results.append((weights(model), [len(batch.params) for batch in batches]))
+    (whole, together), (split, apart) = results
+    assert same(whole, split)
+    assert (together, apart) == ([4], [1, 1, 2])
