@@ -36,6 +36,16 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=LR)
 
 
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+    """A plain loop over the problem in order."""
+    x, y = problem()
+    for _ in range(epochs):
+        for inputs, targets in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            optimizer.zero_grad()
+            mean_square(model, inputs, targets).backward()
+            optimizer.step()
+
+
 def trained_by_hand(
     epochs: int,
     *,

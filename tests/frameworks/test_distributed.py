@@ -20,6 +20,7 @@ from tests.frameworks.helpers import (
     mean_square,
     network,
     problem,
+    train,
     trained_by_hand,
 )
 
@@ -39,7 +40,7 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+def train_half(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
     for x, y in ranks_batches(rank):
         optimizer.zero_grad()
         mean_square(model, x, y).backward()
@@ -70,7 +71,7 @@ def sharded(rank: int, name: str) -> None:
         for p in model[2].parameters():
             p.register_hook(_average)
     prediction = weightcast.attach(model, optimizer, STEPS)
-    train(model, optimizer, rank)
+    train_half(model, optimizer, rank)
     expected = trained_by_hand(
         EPOCHS, make=lambda m: make(m.parameters(), lr=LR), decoupled=name != "observed"
     )
@@ -97,7 +98,7 @@ def zero_redundancy(rank: int, _: str) -> None:
         model.parameters(), optimizer_class=torch.optim.NAdam, lr=LR
     )
     weightcast.attach(model, optimizer, STEPS)
-    train(model, optimizer, rank)
+    train_half(model, optimizer, rank)
     expected = trained_by_hand(
         EPOCHS, make=lambda m: torch.optim.NAdam(m.parameters(), lr=LR), decoupled=False
     )
@@ -133,12 +134,7 @@ def tensor_parallel(rank: int, _: str) -> None:
     model = parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
     optimizer = adamw(model)
     weightcast.attach(model, optimizer, STEPS)
-    x, y = problem()
-    for _ in range(EPOCHS):
-        for inputs, targets in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            optimizer.zero_grad()
-            mean_square(model, inputs, targets).backward()
-            optimizer.step()
+    train(model, optimizer, EPOCHS)
     compare(model, trained_by_hand(EPOCHS))
 
 

@@ -9,12 +9,12 @@ import torch
 
 import weightcast
 from tests.frameworks.helpers import (
-    BATCH,
     STEPS,
     largest_difference,
     mean_square,
     network,
     problem,
+    train,
     trained_by_hand,
 )
 
@@ -38,16 +38,11 @@ def collection() -> list[str]:
     )
 
 
-def train(make: Callable[[Any], torch.optim.Optimizer]) -> torch.nn.Module:
+def trained(make: Callable[[Any], torch.optim.Optimizer]) -> torch.nn.Module:
     model = network()
     optimizer = make(model)
     weightcast.attach(model, optimizer, STEPS)
-    x, y = problem()
-    for _ in range(EPOCHS):
-        for inputs, targets in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            optimizer.zero_grad()
-            mean_square(model, inputs, targets).backward()
-            optimizer.step()
+    train(model, optimizer, EPOCHS)
     return model
 
 
@@ -79,7 +74,7 @@ def test_the_collection_is_observed() -> None:
         if not trains_plainly(make) or "schedulefree" in name.lower() or name == "A2Grad":
             continue  # A2Grad has no learning rate for the reference to rescale by
         try:
-            ours = train(make)
+            ours = trained(make)
         except weightcast.UnsupportedOptimizerError:
             continue  # a wrapper that runs no hooks
         expected = trained_by_hand(EPOCHS, make=make, decoupled=False)
@@ -98,7 +93,7 @@ def test_timm(name: str) -> None:
         return optim.create_optimizer_v2(model, opt=name, lr=1e-2, weight_decay=0.0)
 
     expected = trained_by_hand(EPOCHS, make=make, decoupled=False)
-    assert largest_difference(train(make), expected) < 1e-9
+    assert largest_difference(trained(make), expected) < 1e-9
 
 
 @pytest.mark.cell("schedule-free", "AdamWScheduleFree", "refused")
@@ -121,6 +116,10 @@ def test_lbfgs_is_refused(record_property: Callable) -> None:
 @pytest.mark.cell("torch.optim", "every other optimizer, with every option")
 def test_torchs_own_optimizers() -> None:
     """tests/test_rules.py has one test for each option and pair of options; this is a sample."""
-    for make in (torch.optim.Adafactor, torch.optim.NAdam, torch.optim.ASGD):
-        expected = trained_by_hand(EPOCHS, make=lambda m: make(m.parameters()), decoupled=False)  # noqa: B023
-        assert largest_difference(train(lambda m: make(m.parameters())), expected) < 1e-9  # noqa: B023
+    for cls in (torch.optim.Adafactor, torch.optim.NAdam, torch.optim.ASGD):
+
+        def make(model: torch.nn.Module, cls: type = cls) -> torch.optim.Optimizer:
+            return cls(model.parameters())
+
+        expected = trained_by_hand(EPOCHS, make=make, decoupled=False)
+        assert largest_difference(trained(make), expected) < 1e-9
