@@ -119,6 +119,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")  # torch 2.6
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # Python 3.13.0
 def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> None:
     """R27: the same weights as without torch.compile, and no recompilation in the loop."""
     torch._dynamo.reset()
