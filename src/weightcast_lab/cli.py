@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,8 +20,7 @@ from weightcast_lab.errors import LabError
 
 # torch takes seconds to import: the commands import what needs it, so that --help is instant
 if TYPE_CHECKING:
-    from weightcast_lab.tasks import Task
-    from weightcast_lab.train import Settings
+    from weightcast_lab.train import Job
 
 PIPE_WIDTH = 160
 
@@ -36,17 +38,56 @@ def _about() -> None:
     """Measure what forecasting the weights does for an optimizer."""
 
 
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data: ptb.train.txt, ptb.valid.txt and ptb.test.txt; "
+        "cifar-10-binary.tar.gz or cifar10-jpeg.tar.xz.",
+        show_default=False,
+    ),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch CIFAR-10 from its official address (170 MB).")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="fp32; tf32 (matrix products and convolutions on a GPU); bf16 (under autocast)."
+    ),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Stop in time, each run at a checkpoint: the same command goes on from there.",
+        show_default="no limit",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Runs at a time, each with one CPU thread; numbers do not depend on it.",
+        show_default="one per CPU core; one on a GPU",
+    ),
+]
+
+
 @app.command(
     epilog="Example: `weightcast compare --task text --optimizer adam --baseline adamw "
     "--steps 1,3 --seeds 5` compares Adam, Adam predicted 1 and 3 steps ahead, and AdamW."
 )
 def compare(
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Option(
             help="What to train: digits (images, a small CNN), text (Python's documentation, "
             "character by character, an LSTM), ptb (Penn Treebank, word by word, an LSTM; "
-            "needs --data)."
+            "needs --data), cifar10 (images, a ResNet-34 unless --set network=...; needs --data "
+            "or --download)."
         ),
     ] = "digits",
     optimizer: Annotated[
@@ -65,10 +106,27 @@ def compare(
         str, typer.Option(help="How many optimizer steps to predict ahead, one run for each.")
     ] = "1,2,3",
     lr: Annotated[
+        list[str],
+        typer.Option(
+            help="Learning rate of every method, like 0.005; or of one, like adamw-s3=0.002; may "
+            "be repeated.",
+            show_default="the task's, which suits plain AdamW",
+        ),
+    ] = [],  # noqa: B006
+    milestones: Annotated[
+        str, typer.Option(help="Divide learning rates by 10 after these epochs, like 8,10.")
+    ] = "",
+    betas: Annotated[
+        str | None,
+        typer.Option(
+            help="β₁,β₂ of every optimizer that has them, like 0.9,0.999.",
+            show_default="each optimizer's own",
+        ),
+    ] = None,
+    weight_decay: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of every method.",
-            show_default="the task's, which suits plain AdamW",
+            help="λ of every optimizer that has one.", show_default="each optimizer's own"
         ),
     ] = None,
     seeds: Annotated[
@@ -81,23 +139,25 @@ def compare(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Passes over the data.", show_default="digits 12, text 8, ptb 6"),
+        typer.Option(
+            min=1,
+            help="Passes over the data.",
+            show_default="digits 12, text 8, ptb 6, cifar10 10",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Examples, or streams of text, per step.",
-            show_default="digits 32, text 32, ptb 20",
+            show_default="digits 32, text 32, ptb 20, cifar10 128",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt.", show_default=False
-        ),
-    ] = None,
+    precision: Precision = "fp32",
+    compiled: Compile = False,
+    device: Device = "auto",
+    data: Data = None,
+    download: Download = False,
     any_text: Annotated[
         bool,
         typer.Option(
@@ -105,6 +165,17 @@ def compare(
             help="With --task ptb: accept other texts in that format; results say so.",
         ),
     ] = False,
+    option: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="An option of the task; may be repeated. ptb: units, layers, dropout, window, "
+            "training_tokens, validation_tokens; cifar10: network (vgg11, vgg11_bn, resnet34, "
+            "densenet121, inception_v3), width, training_images, validation_images.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     out: Annotated[
         Path | None,
         typer.Option(
@@ -113,87 +184,253 @@ def compare(
             show_default="weightcast-runs/TASK",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Runs at a time, each with one CPU thread; numbers do not depend on it.",
-            show_default="one per CPU core; one on a GPU",
-        ),
-    ] = None,
+    minutes: Minutes = None,
+    jobs: Jobs = None,
 ) -> None:
     """Train the same model with an optimizer, plain and predicted, over several seeds.
 
-    All methods start from the same weights and see the same batches, with the same learning rate.
-    At the end: a table with 95% intervals, learning curves, and a page to show around.
+    All methods start from the same weights and see the same batches, with the same learning rate
+    unless told otherwise. At the end: a table with 95% intervals, learning curves, and a page to
+    show around.
 
     Stop it whenever you like: the same command goes on where it was.
     """
     from weightcast_lab.comparison import (
-        device_named,
-        finished_results,
+        content_of,
         methods_to_compare,
-        open_comparison,
-        parse_steps,
+        open_experiment,
+        parse_betas,
+        parse_milestones,
+        parse_numbers,
         save_results,
+        with_learning_rates,
     )
-    from weightcast_lab.progress import ProgressDisplay, print_warning
-    from weightcast_lab.runner import run_cells
-    from weightcast_lab.tasks import DataSource, make_task
-    from weightcast_lab.train import Cell, Settings
+    from weightcast_lab.environment import check_precision, device_named
+    from weightcast_lab.optimizers import Hyperparameters, check_learning_rate
+    from weightcast_lab.tasks import DataSource, make_task, parse_options
+    from weightcast_lab.train import Settings
 
-    if lr is not None and not 0 < lr < float("inf"):
-        raise LabError(f"--lr {lr:g} is not possible: it must be positive and finite.")
-    methods = methods_to_compare(optimizer, baseline, parse_steps(steps))
+    methods = methods_to_compare(optimizer, baseline, parse_numbers(steps, "--steps"))
+    rate, methods = with_learning_rates(methods, lr)
+    if rate is not None:
+        check_learning_rate(rate)
     chosen_device = device_named(device)
-    source = DataSource(data.resolve() if data else None, any_text)
-    the_task = make_task(task, source)
+    check_precision(precision, chosen_device)
+    source = DataSource(data.resolve() if data else None, any_text, download)
+    options = parse_options(task, option)
+    the_task = make_task(task, source, **options)
     preset = the_task.preset
     settings = Settings(
         task=task,
         source=source,
-        learning_rate=preset.learning_rate if lr is None else lr,
+        learning_rate=preset.learning_rate if rate is None else rate,
         batch_size=batch_size or preset.batch_size,
         epochs=epochs or preset.epochs,
         device=chosen_device,
+        options=tuple(sorted(options.items())),
+        hyperparameters=Hyperparameters(parse_betas(betas), weight_decay=weight_decay),
+        milestones=parse_milestones(milestones),
+        clip_norm=preset.clip_norm,
+        precision=precision,
+        compiled=compiled,
     )
-    comparison = open_comparison(settings, the_task, out or Path("weightcast-runs") / task)
+    folder = out or Path("weightcast-runs") / task
+    experiment = open_experiment(task, settings, methods, seeds or preset.seeds, folder, the_task)
+    plan = (
+        f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
+        f"{settings.learning_rate:g}, on {chosen_device}"
+    )
+    done = _compute(experiment.jobs(), plan, chosen_device, jobs, minutes)
+    if done.results:
+        path = save_results(
+            folder,
+            "comparison",
+            [content_of(experiment, done.results, done.failures)],
+            title=the_task.title,
+            command=_command(context, "compare", leave_out=("data", "out", "jobs", "minutes")),
+        )
+        _show(path, folder)
+    done.exit()
 
-    live = sys.stdout.isatty() and sys.stderr.isatty()
-    console = Console(stderr=True)
-    cells = [Cell(method, seed) for seed in range(seeds or preset.seeds) for method in methods]
-    results = finished_results(comparison, cells, partial(print_warning, console))
-    missing = [cell for cell in cells if cell not in results]
-    console.print(_plan(the_task, settings, len(cells), len(results)), soft_wrap=True)
-    jobs = min(jobs or _default_jobs(chosen_device), max(len(missing), 1))
-    failed: list[Cell] = []
+
+@app.command(
+    epilog="Example: `weightcast reproduce table3 --preset desk --data FOLDER --seeds 3` runs both "
+    "LSTMs, and prints Tables 3 and 4 with the paper's numbers beside ours."
+)
+def reproduce(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[all|table1..table4|NETWORK]...",
+            help="all, tables of the paper, or networks: vgg11, resnet34, densenet121, "
+            "inception_v3, lstm1, lstm2; and vgg11_bn, which the paper may have meant.",
+            show_default="all",
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="paper: the paper's own size, days on a GPU; desk: narrower networks on a part of "
+            "the data, hours on two CPU cores; smoke: a few batches of everything, minutes."
+        ),
+    ] = "desk",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds 0 to N-1 of every cell.", show_default="1")
+    ] = None,
+    beta2: Annotated[
+        list[float],
+        typer.Option(help="β₂ of every method; may be repeated. The paper prints 0.9."),
+    ] = [0.9],  # noqa: B006
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            help="Scale the LSTMs' gradients down to this norm.",
+            show_default="no clipping, as printed",
+        ),
+    ] = None,
+    precision: Precision = "fp32",
+    compiled: Compile = False,
+    device: Device = "auto",
+    data: Data = None,
+    download: Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
+            "go on, also on another machine.",
+            show_default="weightcast-runs/reproduction-PRESET",
+        ),
+    ] = None,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="Say which runs are left; compute them only if --minutes says for how long.",
+        ),
+    ] = False,
+    minutes: Minutes = None,
+    jobs: Jobs = None,
+) -> None:
+    """Reproduce the paper: six networks, AdamW and its forecasts, and NAdamW beside them.
+
+    At the end: its Tables 1 to 4 with our numbers beside the printed ones, its Figures 1 to 4, its
+    claims with a verdict each, and a page to show around.
+
+    Stop it whenever you like: the same command goes on where it was.
+    """
+    from weightcast_lab.comparison import finished_results, save_results
+    from weightcast_lab.environment import check_precision, device_named
+    from weightcast_lab.progress import print_missing, print_warning
+    from weightcast_lab.reproduction import Wanted, contents_of, in_order, open_reproduction
+    from weightcast_lab.tasks import DataSource
+
+    chosen_device = device_named(device)
+    check_precision(precision, chosen_device)
+    wanted = Wanted(
+        names=tuple(names or ["all"]),
+        preset=preset,
+        seeds=seeds,
+        beta2s=tuple(beta2),
+        source=DataSource(data.resolve() if data else None, download=download),
+        device=chosen_device,
+        precision=precision,
+        compiled=compiled,
+        clip_norm=clip,
+    )
+    folder = out or Path("weightcast-runs") / f"reproduction-{preset}"
+    experiments = open_reproduction(wanted, folder)
+    order = in_order(experiments)
     if missing:
+        console = Console(stderr=True)
+        finished = finished_results(order, partial(print_warning, console))
+        print_missing(Console(), [job for job in order if job not in finished], len(order))
+        if minutes is None:
+            return
+    plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
+    done = _compute(order, plan, chosen_device, jobs, minutes)
+    if done.results:
+        path = save_results(
+            folder,
+            "reproduction",
+            contents_of(experiments, done.results, done.failures),
+            title=f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}",
+            preset=preset,
+            command=_command(
+                context, "reproduce", leave_out=("data", "out", "jobs", "minutes", "missing")
+            ),
+        )
+        _show(path, folder)
+    done.exit()
+
+
+@dataclass
+class _Done:
+    """What has come of the runs so far."""
+
+    results: dict[Job, dict[str, Any]]
+    failures: dict[Job, str]
+    runs: int
+
+    def exit(self) -> None:
+        """Say what is left, and end with code 1 if runs failed."""
+        console = Console(stderr=True)
+        if self.failures:
+            console.print(
+                f"[red]{len(self.failures)} of {self.runs} runs failed[/] and are missing in the "
+                "report: the same command tries them again."
+            )
+            raise typer.Exit(1)
+        if len(self.results) < self.runs:
+            console.print(_GO_ON.format("Time is up", len(self.results), self.runs))
+
+
+_GO_ON = "{}: {} of {} runs are finished; the same command goes on from there."
+
+
+def _compute(
+    order: list[Job], plan: str, device: str, jobs: int | None, minutes: float | None
+) -> _Done:
+    """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command."""
+    from weightcast_lab.comparison import finished_results
+    from weightcast_lab.progress import ProgressDisplay, print_warning
+    from weightcast_lab.runner import run_jobs
+
+    until = math.inf if minutes is None else time.time() + 60 * minutes
+    console = Console(stderr=True)
+    live = sys.stdout.isatty() and sys.stderr.isatty()
+    results = finished_results(order, partial(print_warning, console))
+    left = [job for job in order if job not in results]
+    already = f", {len(results)} finished already" if results else ""
+    console.print(plan.format(_plural(len(order), "run")) + already + ".", soft_wrap=True)
+    workers = min(jobs or _default_jobs(device), max(len(left), 1))
+    failures: dict[Job, str] = {}
+    if left:
         try:
-            with ProgressDisplay(console, len(missing), live=live) as display:
-                failed = run_cells(comparison, missing, jobs, display)
+            with ProgressDisplay(console, len(left), live=live) as display:
+                failures = run_jobs(left, workers, display, until)
         except KeyboardInterrupt:
             done = len(results) + len(display.results)
-            console.print(
-                f"Interrupted: {done} of {len(cells)} runs are finished; the same command goes on "
-                "from there."
-            )
+            console.print(_GO_ON.format("Interrupted", done, len(order)))
             raise typer.Exit(130) from None
         results |= display.results
-    if not results:
-        raise typer.Exit(1)
-    names = [*(f"--optimizer {o}" for o in optimizer), *(f"--baseline {b}" for b in baseline)]
-    command = (
-        f"weightcast compare --task {task} {' '.join(names)} --steps {shlex.quote(steps)} "
-        f"--lr {settings.learning_rate:g} --seeds {seeds or preset.seeds} "
-        f"--epochs {settings.epochs} --batch-size {settings.batch_size} --device {chosen_device}"
-    )
-    _show(save_results(comparison, the_task, cells, results, command), comparison.folder)
-    if failed:
-        console.print(
-            f"[red]{len(failed)} of {len(cells)} runs failed[/] and are missing in the report: the "
-            "same command tries them again."
-        )
-        raise typer.Exit(1)
+    return _Done(results, failures, len(order))
+
+
+def _command(context: typer.Context, name: str, leave_out: tuple[str, ...]) -> str:
+    """The command that gives these results elsewhere: what was said, but for paths and speed."""
+    words = ["weightcast", name]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in leave_out or value in (None, [], (), False, parameter.default):
+            continue
+        flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        if value is True:
+            words += flag
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [*flag, f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(words)
 
 
 @app.command(epilog="Example: `weightcast report weightcast-runs/digits --markdown > table.md`")
@@ -241,13 +478,8 @@ def _show(path: Path, folder: Path) -> None:
         console.print(escape(str(file)), style="dim", soft_wrap=True)
 
 
-def _plan(task: Task, settings: Settings, runs: int, finished: int) -> str:
-    done = f", {finished} finished already" if finished else ""
-    epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
-    return (
-        f"{task.title}: {runs} runs of {epochs}, learning rate "
-        f"{settings.learning_rate:g}, on {settings.device}{done}."
-    )
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _default_jobs(device: str) -> int:

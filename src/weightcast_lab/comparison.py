@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weightcast_lab.errors import LabError
+from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.optimizers import Method
-from weightcast_lab.report import FORMAT
-from weightcast_lab.runner import Comparison
-from weightcast_lab.store import Warn, open_folder, to_json, write_atomically
+from weightcast_lab.runner import Failures
+from weightcast_lab.store import FORMAT, Warn, digest_of, open_folder, to_json, write_atomically
 from weightcast_lab.tasks import Task
-from weightcast_lab.train import Cell, Settings
+from weightcast_lab.train import Cell, Job, Settings
 
 
-def parse_steps(text: str) -> list[float]:
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that have everything in common but method and seed, in a folder of their own.
+
+    `identity` is what the report wants to know besides: a title, the metric.
+    """
+
+    key: str
+    settings: Settings
+    folder: Path
+    methods: tuple[Method, ...]
+    seeds: int
+    configuration: dict[str, Any]
+    identity: dict[str, Any]
+    label: str = ""
+
+    def jobs(self) -> list[Job]:
+        """All runs, seed by seed."""
+        digest = digest_of(self.configuration)
+        cells = [Cell(method, seed) for seed in range(self.seeds) for method in self.methods]
+        return [
+            Job(cell, self.settings, cell.files(self.folder, digest), self.label) for cell in cells
+        ]
+
+
+def parse_numbers(text: str, option: str) -> list[float]:
     """The numbers in `1,2,3`.
 
     Raises:
@@ -30,8 +52,34 @@ def parse_steps(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise LabError(
-            f"--steps {text!r} is not a list of numbers: write it like 1,2,3 or 0.5,1."
+            f"{option} {text!r} is not a list of numbers: write it like 1,2,3 or 0.5,1."
         ) from None
+
+
+def parse_milestones(text: str) -> tuple[int, ...]:
+    """The epochs in `8,10`; none in an empty text.
+
+    Raises:
+        LabError: something else is there.
+    """
+    numbers = parse_numbers(text, "--milestones") if text else []
+    if any(number < 1 or number % 1 for number in numbers):
+        raise LabError(f"--milestones {text!r} must be whole numbers of epochs, like 8,10.")
+    return tuple(map(int, numbers))
+
+
+def parse_betas(text: str | None) -> tuple[float, float] | None:
+    """The two numbers in `0.9,0.999`.
+
+    Raises:
+        LabError: something else is there.
+    """
+    if text is None:
+        return None
+    numbers = parse_numbers(text, "--betas")
+    if len(numbers) != 2:
+        raise LabError(f"--betas {text!r} must be two numbers, like 0.9,0.999.")
+    return numbers[0], numbers[1]
 
 
 def methods_to_compare(
@@ -47,107 +95,136 @@ def methods_to_compare(
     return list(dict.fromkeys(methods))
 
 
-def device_named(name: str) -> str:
-    """The device to compute on; `auto` is the GPU if there is one.
+def with_learning_rates(
+    methods: Sequence[Method], words: Sequence[str]
+) -> tuple[float | None, list[Method]]:
+    """The common learning rate in words like `0.01`, and the methods with those like `nadamw=0.02`.
 
     Raises:
-        LabError: there is no such device here.
+        LabError: a word is no learning rate, or there is no such method.
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise LabError(f"There is no device {name!r}: choose one of auto, cpu, cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise LabError("No CUDA device is available here: use --device cpu.")
-    return name
+    common, own = None, {}
+    for word in words:
+        name, equals, value = word.rpartition("=")
+        try:
+            rate = float(value)
+        except ValueError:
+            raise LabError(
+                f"--lr {word!r} is not a learning rate: write it like 0.001, or like nadamw=0.002 "
+                "for one method."
+            ) from None
+        if not equals:
+            common = rate
+        elif name not in (known := [method.name for method in methods]):
+            raise unknown_name("method", name, known)
+        else:
+            own[name] = rate
+    return common, [replace(method, learning_rate=own.get(method.name)) for method in methods]
 
 
-def open_comparison(settings: Settings, task: Task, folder: Path) -> Comparison:
-    """Make the results folder, or go on in it if it was made with the same configuration.
+def open_experiment(
+    key: str,
+    settings: Settings,
+    methods: Iterable[Method],
+    seeds: int,
+    folder: Path,
+    task: Task,
+    label: str = "",
+) -> Experiment:
+    """Make the folder of an experiment, or go on in it if it was made with the same configuration.
 
     Raises:
         LabError: it was not, or it cannot be used, or a setting does not suit the task.
     """
     task.batches(settings.batch_size, torch.Generator())
-    return Comparison(settings, folder, open_folder(folder, _configuration(settings, task)))
-
-
-def finished_results(
-    comparison: Comparison, cells: Iterable[Cell], warn: Warn
-) -> dict[Cell, dict[str, Any]]:
-    """The results that are in the folder already."""
-    found = {
-        cell: cell.files(comparison.folder, comparison.configuration).load_result(warn)
-        for cell in cells
+    configuration = _configuration(settings, task)
+    preset = task.preset.learning_rate
+    open_folder(folder, configuration)
+    identity = {
+        "title": task.title,
+        "metric": vars(task.metric),
+        "learning_rate_is_preset": settings.learning_rate == preset,
     }
-    return {cell: result for cell, result in found.items() if result is not None}
+    return Experiment(key, settings, folder, tuple(methods), seeds, configuration, identity, label)
+
+
+def finished_results(jobs: Iterable[Job], warn: Warn) -> dict[Job, dict[str, Any]]:
+    """The results that are there already."""
+    found = {job: job.files.load_result(warn) for job in jobs}
+    return {job: result for job, result in found.items() if result is not None}
+
+
+def content_of(
+    experiment: Experiment, results: dict[Job, dict[str, Any]], failures: Failures
+) -> dict[str, Any]:
+    """All that a report needs to know of an experiment."""
+    jobs = experiment.jobs()
+    own = [results[job] for job in jobs if job in results]
+    environments = _distinct(e for result in own for e in result["environments"])
+    return {
+        "key": experiment.key,
+        **experiment.identity,
+        "configuration": experiment.configuration,
+        "methods": [
+            {
+                "key": m.key,
+                "label": m.label,
+                "optimizer": m.optimizer,
+                "steps": m.steps,
+                "learning rate": m.learning_rate or experiment.settings.learning_rate,
+            }
+            for m in experiment.methods
+        ],
+        "seeds": list(range(experiment.seeds)),
+        "environments": environments,
+        "failures": [
+            {"method": job.cell.method.key, "seed": job.cell.seed, "reason": failures[job]}
+            for job in jobs
+            if job in failures
+        ],
+        "runs": [_compact(result, environments) for result in own],
+    }
 
 
 def save_results(
-    comparison: Comparison,
-    task: Task,
-    cells: Sequence[Cell],
-    results: dict[Cell, dict[str, Any]],
-    command: str,
+    folder: Path, kind: str, experiments: Sequence[dict[str, Any]], **about: Any
 ) -> Path:
     """Write `results.json`: one small file with everything that a report needs."""
-    settings = comparison.settings
-    methods = dict.fromkeys(cell.method for cell in cells)
-    content = {
-        "format": FORMAT,
-        "title": task.title,
-        "command": command,
-        "metric": vars(task.metric),
-        "learning_rate_is_preset": settings.learning_rate == task.preset.learning_rate,
-        "configuration": _configuration(settings, task),
-        "methods": [
-            {"key": m.key, "label": m.label, "optimizer": m.optimizer, "steps": m.steps}
-            for m in methods
-        ],
-        "seeds": sorted({cell.seed for cell in cells}),
-        "runs": [_rounded(results[cell]) for cell in cells if cell in results],
-    }
-    path = comparison.folder / "results.json"
+    path = folder / "results.json"
+    content = {"format": FORMAT, "kind": kind, **about, "experiments": list(experiments)}
     write_atomically(path, to_json(content))
     return path
 
 
 def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
-    """Everything that numbers depend on, except method and seed."""
+    """Everything that numbers depend on, except method, seed and machine."""
+    hyperparameters = settings.hyperparameters
     return {
         "task": settings.task,
         **task.facts,
         "parameters": sum(p.numel() for p in task.build_model().parameters()),
         "learning rate": settings.learning_rate,
+        "milestones": list(settings.milestones),
         "batch size": settings.batch_size,
         "epochs": settings.epochs,
-        "gradient clipping": task.clip_norm,
-        "device": settings.device,
-        "hardware": _hardware(settings.device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "weightcast": _version("weightcast"),
+        "betas": None if hyperparameters.betas is None else list(hyperparameters.betas),
+        "eps": hyperparameters.eps,
+        "weight decay": hyperparameters.weight_decay,
+        "gradient clipping": settings.clip_norm,
+        "precision": settings.precision,
+        "compiled": settings.compiled,
     }
 
 
-def _hardware(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _rounded(result: dict[str, Any]) -> dict[str, Any]:
+def _compact(result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
     """The result with seven significant digits: small, readable, and more than anybody needs."""
 
     def shorten(value: Any) -> Any:
@@ -155,6 +232,12 @@ def _rounded(result: dict[str, Any]) -> dict[str, Any]:
 
     history = {name: list(map(shorten, column)) for name, column in result["history"].items()}
     history["seconds"] = [round(value, 2) for value in history["seconds"]]
-    test = {name: shorten(value) for name, value in result["test"].items()}
-    kept = {name: value for name, value in result.items() if name != "configuration"}
-    return kept | {"history": history, "test": test}
+    return {
+        "method": result["method"],
+        "seed": result["seed"],
+        "environment": [environments.index(e) for e in result["environments"]],
+        "diverged_at": result["diverged_at"],
+        "history": history,
+        "test": {name: shorten(value) for name, value in result["test"].items()},
+        "weights": result["weights"],
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -17,8 +19,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
-from weightcast_lab.train import Cell
+from weightcast_lab.train import Job
 
 
 def print_warning(console: Console, message: str) -> None:
@@ -26,12 +29,26 @@ def print_warning(console: Console, message: str) -> None:
     console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True)
 
 
+def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
+    """What is left to compute, and how far it is."""
+    if not jobs:
+        console.print(f"All {runs} runs are finished.")
+        return
+    table = Table("missing", "epochs done")
+    for job in jobs:
+        checkpoint = job.files.load_checkpoint(torch.device("cpu"), lambda _: None)
+        epochs = checkpoint["epoch"] if checkpoint else 0
+        table.add_row(job.label, f"{epochs} of {job.settings.epochs}")
+    console.print(table)
+    console.print(f"{len(jobs)} of {runs} runs are missing.")
+
+
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """A `runner.Watcher` that draws on the console and collects the results."""
 
     def __init__(self, console: Console, runs: int, *, live: bool) -> None:
         """`runs` is how many will be run; bars only if `live`."""
-        self.results: dict[Cell, dict[str, Any]] = {}
+        self.results: dict[Job, dict[str, Any]] = {}
         self._console, self._runs, self._live, self._ended = console, runs, live, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -44,9 +61,9 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             disable=not live,
             transient=True,
         )
-        self._bars: dict[Cell, TaskID] = {}
-        self._taken: dict[Cell, int] = {}  # steps, of all runs: the overall bar moves with them
-        self._overall = self._progress.add_task("[bold]all runs", total=None, note="")
+        self._bars: dict[Job, TaskID] = {}
+        self._shares: dict[Job, float] = {}  # of each run, done: the overall bar moves with them
+        self._overall = self._progress.add_task("[bold]all runs", total=runs, note="")
 
     def __enter__(self) -> Self:
         """Show the bars."""
@@ -62,43 +79,46 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         """Take the bars away."""
         self._progress.stop()
 
-    def on_start(self, cell: Cell) -> None:
+    def on_start(self, job: Job) -> None:
         """A new bar."""
-        self._bars[cell] = self._progress.add_task(cell.label, total=None, note="")
+        self._bars[job] = self._progress.add_task(job.label, total=None, note="")
 
-    def on_progress(self, cell: Cell, step: int, steps: int, loss: float) -> None:
+    def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """Move the run's bar and the overall one."""
-        self._taken[cell] = step
-        bar = self._bars[cell]
+        self._shares[job] = step / steps
+        bar = self._bars[job]
         self._progress.update(bar, completed=step, total=steps, note=f"loss {loss:.4f}")
         self._progress.update(
             self._overall,
-            completed=sum(self._taken.values()),
-            total=steps * self._runs,
-            note=f"{self._ended} of {self._runs} runs",
+            completed=round(sum(self._shares.values()), 2),
+            note="runs",
         )
 
-    def on_finish(self, cell: Cell, result: dict[str, Any]) -> None:
+    def on_finish(self, job: Job, result: dict[str, Any]) -> None:
         """Keep the result; without bars, say so."""
-        self.results[cell] = result
+        self.results[job] = result
         history, diverged_at = result["history"], result["diverged_at"]
         if diverged_at is not None:
-            self._end(cell, f"[yellow]diverged at step {diverged_at}[/]", tell=True)
+            self._end(job, f"[yellow]diverged at step {diverged_at}[/]", tell=True)
         else:
             loss, seconds = history["validation_loss"][-1], history["seconds"][-1]
-            self._end(cell, f"validation loss {loss:.4f}, {seconds:.1f} s", tell=not self._live)
+            self._end(job, f"validation loss {loss:.4f}, {seconds:.1f} s", tell=not self._live)
 
-    def on_failure(self, cell: Cell, reason: str) -> None:
+    def on_pause(self, job: Job) -> None:
+        """Say where it stopped."""
+        self._end(job, "time is up; it goes on from its last checkpoint", tell=True)
+
+    def on_failure(self, job: Job, reason: str) -> None:
         """Say which run failed and why."""
-        self._end(cell, f"[red]failed:[/] {escape(reason)}", tell=True)
+        self._end(job, f"[red]failed:[/] {escape(reason)}", tell=True)
 
     def on_warning(self, message: str) -> None:
         """Print it above the bars."""
         print_warning(self._console, message)
 
-    def _end(self, cell: Cell, what: str, *, tell: bool) -> None:
-        self._progress.remove_task(self._bars.pop(cell))
+    def _end(self, job: Job, what: str, *, tell: bool) -> None:
+        self._progress.remove_task(self._bars.pop(job))
         self._ended += 1
         if tell:
             count = escape(f"[{self._ended}/{self._runs}]")
-            self._console.print(f"{count} {escape(cell.label)}: {what}", soft_wrap=True)
+            self._console.print(f"{count} {escape(job.label)}: {what}", soft_wrap=True)

@@ -6,135 +6,131 @@ crashes or is killed costs its own run only.
 
 from __future__ import annotations
 
+import gc
+import math
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.store import write_atomically
-from weightcast_lab.tasks import make_task
-from weightcast_lab.train import Cell, Settings, train
+from weightcast_lab.tasks import Task
+from weightcast_lab.train import Job, train
 
 SECONDS_BETWEEN_REPORTS = 0.1
+
+Failures = dict[Job, str]
 
 
 class Watcher(Protocol):
     """Whoever wants to know how the runs are getting on."""
 
-    def on_start(self, cell: Cell) -> None:
+    def on_start(self, job: Job) -> None:
         """A run begins, or goes on from a checkpoint."""
 
-    def on_progress(self, cell: Cell, step: int, steps: int, loss: float) -> None:
+    def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """A run has taken `step` of `steps` steps; `loss` is that of its last batch."""
 
-    def on_finish(self, cell: Cell, result: dict[str, Any]) -> None:
+    def on_finish(self, job: Job, result: dict[str, Any]) -> None:
         """A run has ended, perhaps diverged."""
 
-    def on_failure(self, cell: Cell, reason: str) -> None:
+    def on_pause(self, job: Job) -> None:
+        """A run has stopped at a checkpoint, since the time is up."""
+
+    def on_failure(self, job: Job, reason: str) -> None:
         """A run has crashed."""
 
     def on_warning(self, message: str) -> None:
         """Something worth knowing."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What the workers need to know: common settings, the results folder, its configuration."""
-
-    settings: Settings
-    folder: Path
-    configuration: str
-
-
 @dataclass
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    cell: Cell | None = None
+    job: Job | None = None
 
 
-def run_cells(
-    comparison: Comparison, cells: Sequence[Cell], jobs: int, watcher: Watcher
-) -> list[Cell]:
-    """Run the cells, at most `jobs` at a time.
+def run_jobs(
+    jobs: Sequence[Job], workers: int, watcher: Watcher, until: float = math.inf
+) -> Failures:
+    """Compute the runs, at most `workers` at a time, and begin none after `until`.
 
     Returns:
-        The cells that crashed.
+        The runs that crashed, with the reason.
 
     Raises:
         LabError: nothing more can be done, for example because the disk is full.
     """
-    waiting, failed = deque(cells), []
-    workers: list[_Worker] = []
+    waiting, failed = deque(jobs), Failures()
+    running: list[_Worker] = []
+
+    def is_more() -> bool:
+        return bool(waiting) and time.time() < until
+
     try:
-        while waiting or workers:
-            while waiting and len(workers) < jobs:
-                workers.append(_start_worker(comparison))
-                _give(workers[-1], waiting, watcher)
-            ready = wait([worker.pipe for worker in workers])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                cell = worker.cell
-                assert cell is not None  # a worker without a cell has left the list
+        while is_more() or running:
+            while is_more() and len(running) < workers:
+                running.append(_start_worker(until))
+                _give(running[-1], waiting, watcher)
+            ready = wait([worker.pipe for worker in running])
+            for worker in [worker for worker in running if worker.pipe in ready]:
+                job = worker.job
+                assert job is not None  # a worker without a job has left the list
                 try:
-                    kind, *content = worker.pipe.recv()
+                    event, *content = worker.pipe.recv()
                 except (EOFError, OSError):
-                    workers.remove(worker)
+                    running.remove(worker)
                     worker.process.join()
-                    failed.append(cell)
-                    watcher.on_failure(cell, _cause_of_death(worker.process.exitcode))
-                    continue
-                if kind == "progress":
-                    watcher.on_progress(cell, *content)
-                    continue
-                if kind == "warning":
+                    event, content = "on_failure", [_cause_of_death(worker.process.exitcode)]
+                if event == "fatal":
+                    raise LabError(*content)
+                if event == "on_failure":
+                    failed[job] = content[0]
+                if event == "on_warning":
                     watcher.on_warning(*content)
                     continue
-                if kind == "fatal":
-                    raise LabError(*content)
-                if kind == "finished":
-                    watcher.on_finish(cell, *content)
-                else:
-                    failed.append(cell)
-                    watcher.on_failure(cell, *content)
-                if waiting:
+                getattr(watcher, event)(job, *content)
+                if event == "on_progress" or worker not in running:
+                    continue
+                if is_more():
                     _give(worker, waiting, watcher)
                 else:
-                    workers.remove(worker)
+                    running.remove(worker)
                     worker.pipe.close()
                     worker.process.join()
     finally:
-        for worker in workers:
+        for worker in running:
             worker.process.terminate()
             worker.process.join()
     return failed
 
 
-def _start_worker(comparison: Comparison) -> _Worker:
+def _start_worker(until: float) -> _Worker:
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(comparison, theirs), daemon=True)
+    process = context.Process(target=_work, args=(theirs, until), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, pipe)
 
 
-def _give(worker: _Worker, waiting: deque[Cell], watcher: Watcher) -> None:
-    worker.cell = waiting.popleft()
-    watcher.on_start(worker.cell)
+def _give(worker: _Worker, waiting: deque[Job], watcher: Watcher) -> None:
+    worker.job = waiting.popleft()
+    watcher.on_start(worker.job)
     with suppress(OSError):  # a worker that is dead already is found by the next recv
-        worker.pipe.send(worker.cell)
+        worker.pipe.send(worker.job)
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -145,50 +141,89 @@ def _cause_of_death(exitcode: int | None) -> str:
     return f"its process ended with code {exitcode}"
 
 
-def _work(comparison: Comparison, pipe: Connection) -> None:
-    """A worker: receives cells until the pipe is closed, sends what becomes of them."""
+def _work(pipe: Connection, until: float) -> None:
+    """A worker: receives jobs until the pipe is closed, sends what becomes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
-    if comparison.settings.device.startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    task = None
+    prepare_process()
+    loader = TaskLoader()
     with suppress(EOFError, BrokenPipeError):  # the parent is gone: so are we
         while True:
-            cell: Cell = pipe.recv()
-            files = cell.files(comparison.folder, comparison.configuration)
-            try:
-                if task is None:
-                    task = make_task(comparison.settings.task, comparison.settings.source)
-                    task.to(torch.device(comparison.settings.device))
-                result = train(
-                    cell,
-                    task,
-                    comparison.settings,
-                    files,
-                    on_step=_Throttled(pipe),
-                    warn=lambda message: pipe.send(("warning", message)),
-                )
-                pipe.send(("finished", result))
-            except BrokenPipeError:
-                raise
-            except LabError as error:
-                pipe.send(("fatal", str(error)))
-            except Exception as error:
-                log = files.folder / "error.txt"
-                write_atomically(log, traceback.format_exc().encode())
-                pipe.send(("failed", f"{type(error).__name__}: {error} (see {log})"))
+            job: Job = pipe.recv()
+            pipe.send(compute(job, loader, lambda *event: pipe.send(event), until))
+
+
+def prepare_process() -> None:
+    """Make the numbers of this process reproducible."""
+    torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class TaskLoader:
+    """The task of the last job: its data are loaded once for all runs that share it."""
+
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
+        self._key: Any = None
+        self._task: Task | None = None
+
+    def task_of(self, job: Job) -> Task:
+        """The job's task, with its data on the device."""
+        settings = job.settings
+        key = (settings.task, settings.source, settings.options, settings.device)
+        if self._task is None or key != self._key:
+            self._task = None
+            self._task = settings.make_task()
+            self._task.to(torch.device(settings.device))
+            self._key = key
+        return self._task
+
+
+def compute(
+    job: Job, loader: TaskLoader, send: Callable[..., None], until: float = math.inf
+) -> tuple[Any, ...]:
+    """Compute a run in this process, sending its progress.
+
+    Returns:
+        The event that ends it: the name of a `Watcher`'s method and its arguments after the job,
+        or "fatal" and a sentence.
+    """
+    try:
+        result = train(
+            job.cell,
+            loader.task_of(job),
+            job.settings,
+            job.files,
+            on_step=_Throttled(send),
+            warn=lambda message: send("on_warning", message),
+            until=until,
+        )
+        return ("on_pause",) if result is None else ("on_finish", result)
+    except BrokenPipeError:
+        raise
+    except LabError as error:
+        return "fatal", str(error)
+    except Exception as error:
+        log = job.files.folder / "error.txt"
+        write_atomically(log, traceback.format_exc().encode())
+        reason = str(error).partition("\n")[0]
+        return "on_failure", f"{type(error).__name__}: {reason} (see {log})"
+    finally:
+        gc.collect()  # the next run needs the memory, perhaps after this one had too little
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class _Throttled:
-    """Reports steps through the pipe, but not every one."""
+    """Reports steps, but not every one."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
         self._next = 0.0
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         now = time.monotonic()
         if now >= self._next or step == steps:
             self._next = now + SECONDS_BETWEEN_REPORTS
-            self._pipe.send(("progress", step, steps, loss))
+            self._send("on_progress", step, steps, loss)

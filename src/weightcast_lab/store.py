@@ -22,6 +22,9 @@ import torch
 
 from weightcast_lab.errors import LabError
 
+FORMAT = 2
+"""Of everything that is written: raised when an older version could not read it."""
+
 Warn = Callable[[str], None]
 
 
@@ -75,6 +78,7 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
         LabError: it holds results of another one, or cannot be used.
     """
     path = folder / "config.json"
+    configuration = {"format": FORMAT} | configuration
     if folder.exists() and not folder.is_dir():
         raise LabError(f"{folder} is a file: choose another --out.")
     try:
@@ -93,6 +97,11 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
         raise LabError(f"{path} cannot be read ({error.strerror}): choose another --out.") from None
     except ValueError:
         raise LabError(f"{path} is damaged: choose another --out, or delete {folder}.") from None
+    if earlier.get("format", 1) > FORMAT:
+        raise LabError(
+            f"{folder} was made by a newer version of weightcast: upgrade it, or choose another "
+            "--out."
+        )
     differences = [
         f"{name} {earlier.get(name)!r} (now {configuration.get(name)!r})"
         for name in dict.fromkeys([*configuration, *earlier])
@@ -112,6 +121,11 @@ class RunFiles:
 
     folder: Path
     configuration: str
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.folder / "checkpoint").exists()
 
     def load_result(self, warn: Warn) -> dict[str, Any] | None:
         """The result of the run, if it is finished."""

@@ -7,15 +7,18 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import MultiStepLR
 
-from weightcast_lab.optimizers import Method
+from weightcast_lab.environment import environment, use_precision
+from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
 from weightcast_lab.store import RunFiles, Warn
-from weightcast_lab.tasks import DataSource, Task
+from weightcast_lab.tasks import DataSource, Task, make_task
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step with the steps taken, the steps in all, and the batch's loss."""
@@ -23,7 +26,22 @@ OnStep = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a comparison have in common."""
+    """What all runs of a comparison have in common.
+
+    Attributes:
+        task: A key of `tasks.TASKS`.
+        source: Where its data are.
+        learning_rate: Of the methods that have none of their own.
+        batch_size: Examples, or streams of text, per step.
+        epochs: Passes over the data.
+        device: `cpu` or `cuda`.
+        options: Further arguments of the task's function, as pairs.
+        hyperparameters: Of every optimizer that takes them.
+        milestones: The learning rate is divided by 10 after so many epochs.
+        clip_norm: Gradients are scaled down to this norm; None leaves them.
+        precision: `fp32`; `tf32` (matrix products and convolutions on a GPU); `bf16` (autocast).
+        compiled: Whether `torch.compile` compiles the model.
+    """
 
     task: str
     source: DataSource
@@ -31,6 +49,20 @@ class Settings:
     batch_size: int
     epochs: int
     device: str
+    options: tuple[tuple[str, Any], ...] = ()
+    hyperparameters: Hyperparameters = NO_HYPERPARAMETERS
+    milestones: tuple[int, ...] = ()
+    clip_norm: float | None = None
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def make_task(self) -> Task:
+        """The task, with its data loaded.
+
+        Raises:
+            LabError: its data or an option cannot be used.
+        """
+        return make_task(self.task, self.source, **dict(self.options))
 
 
 @dataclass(frozen=True)
@@ -51,6 +83,21 @@ class Cell:
         return RunFiles(path, configuration)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be computed: what, how, and where it is kept."""
+
+    cell: Cell
+    settings: Settings
+    files: RunFiles
+    experiment: str = ""
+
+    @property
+    def label(self) -> str:
+        """A name for people."""
+        return f"{self.experiment}: {self.cell.label}" if self.experiment else self.cell.label
+
+
 class Diverged(Exception):
     """The loss, a gradient or the validation loss is not finite."""
 
@@ -61,25 +108,47 @@ def batch_order(seed: int, epoch: int) -> torch.Generator:
 
 
 def train(
-    cell: Cell, task: Task, settings: Settings, files: RunFiles, on_step: OnStep, warn: Warn
-) -> dict[str, Any]:
+    cell: Cell,
+    task: Task,
+    settings: Settings,
+    files: RunFiles,
+    on_step: OnStep,
+    warn: Warn,
+    until: float = math.inf,
+) -> dict[str, Any] | None:
     """Train one run to its end, from its last checkpoint if there is one.
 
     Initial weights, batches and dropout depend on the seed alone, not on the method. The model is
     evaluated before the first step and after every epoch; a checkpoint follows every evaluation.
 
+    Args:
+        cell: The run.
+        task: What it learns.
+        settings: How.
+        files: Where it is kept.
+        on_step: Is told about every step.
+        warn: Is told about damaged files.
+        until: Stop at the last checkpoint before this time (`time.time()`).
+
     Returns:
-        The result, which is also saved: `method`, `seed`, `diverged_at` (a step, or None),
-        `history` (a list per column: `step`, `train_loss`, `validation_loss`, `metric`,
-        `seconds`), `test`, and a hash of the final weights.
+        The result, which is also saved: `method`, `seed`, `environments` (all on which parts of it
+        were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
+        `train_loss`, `validation_loss`, `metric`, `seconds`), `test`, and a hash of the final
+        weights. None if it stopped before the end.
 
     Raises:
         LabError: something cannot be written.
     """
     device = torch.device(settings.device)
+    use_precision(settings.precision)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, settings.precision == "bf16")
     torch.manual_seed(cell.seed)
     model = task.build_model().to(device)
-    optimizer = cell.method.attach(model, settings.learning_rate)
+    if settings.compiled:
+        model.compile()
+    optimizer = cell.method.attach(model, settings.learning_rate, settings.hyperparameters)
+    schedule = MultiStepLR(optimizer, settings.milestones, gamma=0.1)
+    environments: list[dict[str, str]] = []
     history: dict[str, list[Any]] = {
         name: [] for name in ("step", "train_loss", "validation_loss", "metric", "seconds")
     }
@@ -88,13 +157,18 @@ def train(
     if (checkpoint := files.load_checkpoint(device, warn)) is not None:
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        environments = checkpoint["environments"]
         _set_random_state(checkpoint["random"])
         history, epoch = checkpoint["history"], checkpoint["epoch"]
         step, seconds = history["step"][-1], history["seconds"][-1]
+    if (here := environment(settings.device)) not in environments:
+        environments.append(here)
     started = time.perf_counter() - seconds
 
     def evaluate(train_loss: float | None) -> None:
-        loss, metric = _evaluate(model, task)
+        with autocast():
+            loss, metric = _evaluate(model, task)
         row = (step, train_loss, loss, metric, time.perf_counter() - started)
         for name, value in zip(history, row, strict=True):
             history[name].append(value)
@@ -103,37 +177,47 @@ def train(
     try:
         if not history["step"]:
             evaluate(train_loss=None)
+        seconds = 0.0
         while epoch < settings.epochs:
+            began = time.time()
+            if began + seconds > until:
+                return None
             model.train()
             batches = task.batches(settings.batch_size, batch_order(cell.seed, epoch))
             total, carried = 0.0, None
             for batch in batches:
-                loss, carried = task.loss(model, batch, carried)
+                with autocast():
+                    loss, carried = task.loss(model, batch, carried)
                 optimizer.zero_grad()
                 loss.backward()
-                value = _checked_loss(model, loss, task.clip_norm)
+                value = _checked_loss(model, loss, settings.clip_norm)
                 optimizer.step()
                 step, total = step + 1, total + value
                 on_step(step, settings.epochs * len(batches), value)
             evaluate(train_loss=total / len(batches))
             epoch += 1
+            schedule.step()
             files.save_checkpoint(
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "environments": environments,
                     "random": _random_state(),
                     "history": history,
                     "epoch": epoch,
                 }
             )
+            seconds = time.time() - began
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             test = task.test(model)
     except Diverged:
         diverged_at, test = step, {}
     result = {
         "method": cell.method.key,
         "seed": cell.seed,
+        "environments": environments,
         "diverged_at": diverged_at,
         "history": history,
         "test": test,
@@ -171,7 +255,7 @@ def _random_state() -> dict[str, Any]:
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
+    if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 

@@ -7,6 +7,7 @@ A new task is a subclass of `Task` in a module of its own, a function that makes
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,23 +31,28 @@ class Metric:
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults of a task; the learning rate is one that suits plain AdamW."""
+    """Defaults of a task; the learning rate is one that suits plain AdamW.
+
+    Gradients are scaled down to the norm `clip_norm`, if there is one.
+    """
 
     learning_rate: float
     batch_size: int
     epochs: int
     seeds: int
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)
 class DataSource:
     """Where a task that does not carry its data finds it.
 
-    `any_text` admits a text other than the published one.
+    `any_text` admits a text other than the published one; `download` fetches what is missing.
     """
 
     folder: Path | None = None
     any_text: bool = False
+    download: bool = False
 
 
 class Task(ABC):
@@ -59,7 +65,6 @@ class Task(ABC):
     title: str
     metric: Metric
     preset: Preset
-    clip_norm: float | None = None
     facts: dict[str, Any]
 
     @abstractmethod
@@ -102,17 +107,58 @@ TASKS = {
 """Task name -> `module:function`; the function takes a `DataSource` and makes the task."""
 
 
-def make_task(name: str, source: DataSource) -> Task:
-    """The task of that name, with its data loaded.
-
-    Raises:
-        LabError: there is no such task, or its data cannot be used.
-    """
+def _maker(name: str) -> Callable[..., Task]:
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     module, _, function = TASKS[name].partition(":")
-    make: Callable[[DataSource], Task] = getattr(importlib.import_module(module), function)
-    return make(source)
+    make: Callable[..., Task] = getattr(importlib.import_module(module), function)
+    return make
+
+
+def make_task(name: str, source: DataSource, **options: Any) -> Task:
+    """The task of that name, with its data loaded.
+
+    Args:
+        name: A key of `TASKS`.
+        source: Where the data are.
+        options: Further arguments of the task's function.
+
+    Raises:
+        LabError: there is no such task, or its data or an option cannot be used.
+    """
+    return _maker(name)(source, **options)
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The options of a task, from words like `width=0.25`.
+
+    Raises:
+        LabError: the task has no such option, or not such a value.
+    """
+    known = {
+        option: parameter.default
+        for option, parameter in inspect.signature(_maker(name)).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    options: dict[str, Any] = {}
+    for word in words:
+        option, _, value = word.partition("=")
+        if not known:
+            raise LabError(f"The task {name!r} has no options: leave out --set {word}.")
+        if option not in known:
+            raise unknown_name(f"option of the task {name!r}", option, known)
+        kind = int if known[option] is None else type(known[option])
+        try:
+            options[option] = kind(value)
+        except ValueError:
+            raise LabError(
+                f"--set {word} is not possible: {option} takes {_KINDS[kind]}, for example "
+                f"{option}={known[option] or 1000}."
+            ) from None
+    return options
+
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 
 def refuse_source(name: str, source: DataSource) -> None:
@@ -122,4 +168,6 @@ def refuse_source(name: str, source: DataSource) -> None:
         LabError: `--data` or `--any-text` was given.
     """
     if source != DataSource():
-        raise LabError(f"The task {name!r} carries its own data: leave out --data and --any-text.")
+        raise LabError(
+            f"The task {name!r} carries its own data: leave out --data, --download and --any-text."
+        )

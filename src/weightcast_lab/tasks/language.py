@@ -68,12 +68,11 @@ class LanguageTask(Task):
         metric: Metric,
         metric_of_loss: Callable[[float], float],
         preset: Preset,
-        clip_norm: float,
     ) -> None:
         """`metric_of_loss` turns nats per token into the metric."""
         self.title, self.corpus, self.shape = title, corpus, shape
         self.metric, self.metric_of_loss = metric, metric_of_loss
-        self.preset, self.clip_norm = preset, clip_norm
+        self.preset = preset
         self.facts = corpus.facts() | vars(shape)
         self.device = torch.device("cpu")
 

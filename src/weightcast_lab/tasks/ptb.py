@@ -6,6 +6,7 @@ The treebank is licensed by the Linguistic Data Consortium and is not distribute
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,19 +104,56 @@ def word_corpus(folder: Path, any_text: bool) -> Corpus:
     return Corpus(name, len(vocabulary), training, validation, test)
 
 
-def ptb(source: DataSource) -> Task:
-    """The task `ptb`."""
+def ptb(
+    source: DataSource,
+    *,
+    units: int = 200,
+    layers: int = 1,
+    dropout: float = 0.3,
+    window: int = 35,
+    training_tokens: int | None = None,
+    validation_tokens: int | None = None,
+) -> Task:
+    """The task `ptb`: an LSTM of `layers` layers of `units` units, the embedding included.
+
+    Args:
+        source: The folder with the three texts.
+        units: Per layer.
+        layers: Of the LSTM.
+        dropout: On the connections that are not recurrent.
+        window: Of truncated backpropagation, in words.
+        training_tokens: Only so many from the beginning of the training text.
+        validation_tokens: Only so many from the beginning of the validation text.
+
+    Raises:
+        LabError: the texts cannot be used, or an option is not possible.
+    """
+    if min(units, layers, window) < 1 or not 0 <= dropout < 1:
+        raise LabError(
+            f"An LSTM of {layers} layers of {units} units with dropout {dropout:g} and a window of "
+            f"{window} is not possible: give numbers of at least 1, and dropout in [0, 1)."
+        )
     if source.folder is None:
         raise LabError(f"The task 'ptb' needs --data FOLDER, a folder with {', '.join(PUBLISHED)}.")
     corpus = word_corpus(source.folder, source.any_text)
+    corpus = replace(
+        corpus,
+        training=_beginning(corpus.training, training_tokens, "training_tokens"),
+        validation=_beginning(corpus.validation, validation_tokens, "validation_tokens"),
+    )
     return LanguageTask(
-        title=f"{corpus.name}, word-level LSTM",
+        title=f"{corpus.name}, word by word, {layers}-layer LSTM of {units} units",
         corpus=corpus,
-        shape=LSTMShape(units=200, layers=1, dropout=0.3, window=35),
+        shape=LSTMShape(units, layers, dropout, window),
         metric=Metric("perplexity", decimals=2, higher_is_better=False),
         metric_of_loss=perplexity,
         # Plain AdamW (one seed, validation loss): after one epoch 5.457 at 1e-3, 5.181 at 3e-3 and
         # 5.164 at 1e-2; after three, 4.837 at 3e-3 and 4.983 at 1e-2.
-        preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3),
-        clip_norm=0.25,
+        preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3, clip_norm=0.25),
     )
+
+
+def _beginning(text: Tensor, tokens: int | None, option: str) -> Tensor:
+    if tokens is not None and not 0 < tokens <= len(text):
+        raise LabError(f"{option}={tokens:,} is not possible: the text has {len(text):,} tokens.")
+    return text[:tokens]

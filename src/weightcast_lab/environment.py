@@ -1,0 +1,81 @@
+"""Where and with what numbers are computed."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightcast_lab.errors import LabError, unknown_name
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def device_named(name: str) -> str:
+    """The device to compute on; `auto` is the GPU if there is one.
+
+    Raises:
+        LabError: there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise LabError(f"There is no device {name!r}: choose one of auto, cpu, cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LabError("No CUDA device is available here: use --device cpu.")
+    return name
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Refuse what does not exist.
+
+    Raises:
+        LabError: there is no such precision, or not on this device.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if precision == "tf32" and device == "cpu":
+        raise LabError("--precision tf32 needs a GPU: a CPU computes in fp32 or bf16.")
+
+
+def use_precision(precision: str) -> None:
+    """Let matrix products and convolutions round their inputs to TF32, or not."""
+    is_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
+    convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(convolutions, "fp32_precision"):  # torch 2.9 and later warn of the other name
+        convolutions.fp32_precision = "tf32" if is_tf32 else "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = is_tf32
+
+
+def environment(device: str) -> dict[str, str]:
+    """What differs from machine to machine and may change the last digits of a result."""
+    return {
+        "device": device,
+        "hardware": _hardware(device),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "weightcast": _version("weightcast"),
+    }
+
+
+def _hardware(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
