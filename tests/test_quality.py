@@ -104,7 +104,7 @@ def test_the_readmes_numbers_come_from_the_committed_results(tmp_path: Path) -> 
     """What `weightcast report results/digits --into README.md` writes is what stands there."""
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    results = load_results(ROOT / "results" / "digits" / "results.json")
+    (results,) = load_results(ROOT / "results" / "digits" / "results.json")
     insert_table(copy, "results/digits", summarize(results))
     assert copy.read_text() == (ROOT / "README.md").read_text()
     assert "| AdamW s=3 |" in copy.read_text()

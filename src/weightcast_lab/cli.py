@@ -460,9 +460,9 @@ def report(
 
     path = results / "results.json" if results.is_dir() else results
     if markdown:
-        typer.echo(markdown_table(summarize(load_results(path))), nl=False)
+        typer.echo("\n".join(markdown_table(summarize(e)) for e in load_results(path)), nl=False)
     elif into:
-        insert_table(into, results.as_posix(), summarize(load_results(path)))
+        insert_table(into, results.as_posix(), summarize(load_results(path)[0]))
     else:
         _show(path, out or path.parent)
 
@@ -471,11 +471,13 @@ def _show(path: Path, folder: Path) -> None:
     """Print the table of a results file; draw everything else into the folder."""
     from weightcast_lab.report import load_results, summarize, terminal_report, write_report
 
-    results = load_results(path)
+    experiments = load_results(path)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(terminal_report(summarize(results)))
-    for file in write_report(results, folder):
-        console.print(escape(str(file)), style="dim", soft_wrap=True)
+    for results in experiments:
+        console.print(terminal_report(summarize(results)))
+        place = folder / results["key"] if len(experiments) > 1 else folder
+        for file in write_report(results, place):
+            console.print(escape(str(file)), style="dim", soft_wrap=True)
 
 
 def _plural(count: int, noun: str) -> str:

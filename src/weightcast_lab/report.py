@@ -28,9 +28,8 @@ from weightcast_lab.statistics import (
     paired_difference,
     steps_to_target,
 )
-from weightcast_lab.store import write_atomically
+from weightcast_lab.store import FORMAT, write_atomically
 
-FORMAT = 1
 NOTHING = "–"
 LOSS_DECIMALS = 4
 
@@ -54,7 +53,8 @@ class Row:
 
     `differences` are paired with the reference and empty for the reference itself. `steps_ratio`
     is the median over the seeds; `not_reached` of `compared` never came down to the reference's
-    final loss.
+    final loss; `elsewhere` seeds were computed in another environment than the reference's and are
+    not compared.
     """
 
     key: str
@@ -65,6 +65,7 @@ class Row:
     steps_ratio: float | None
     not_reached: int
     compared: int
+    elsewhere: int
     seconds: float | None
     finished: int
     diverged: dict[int, int]
@@ -99,22 +100,30 @@ class Summary:
         return self.rows[0]
 
 
-def load_results(path: Path) -> Results:
-    """The content of a `results.json`.
+_KEYS = ("title", "metric", "configuration", "methods", "seeds", "environments", "runs")
+
+
+def load_results(path: Path) -> list[Results]:
+    """The experiments in a `results.json`: one of a comparison, many of a reproduction.
 
     Raises:
         LabError: it is missing, damaged, or of another version.
     """
     try:
-        results = json.loads(path.read_bytes())
-        if results["format"] != FORMAT:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            newer = isinstance(content["format"], int) and content["format"] > FORMAT
             raise LabError(
-                f"{path} has format {results['format']!r} and this version reads {FORMAT}: use the "
-                "version of weightcast that wrote it."
+                f"{path} has format {content['format']!r} and this version reads {FORMAT}: "
+                + ("upgrade weightcast." if newer else "compute it again with this version.")
             )
-        for key in ("title", "metric", "configuration", "methods", "seeds", "runs"):
-            results[key]
-        return dict(results)
+        experiments = [
+            {key: found[key] for key in _KEYS} | found | {"command": content["command"]}
+            for found in content["experiments"]
+        ]
+        if not experiments:
+            raise ValueError
+        return experiments
     except FileNotFoundError:
         raise LabError(
             f"{path} does not exist: give the folder of a finished `weightcast compare`."
@@ -185,7 +194,8 @@ def _row(
 
     higher = results["metric"]["higher_is_better"]
     own, base = finished(method["key"]), finished(reference)
-    both = [seed for seed in own if seed in base]
+    # elsewhere the same seed gives other numbers
+    both = [s for s in own if s in base and own[s]["environment"] == base[s]["environment"]]
     values = {seed: _measure(run, higher) for seed, run in own.items()}
     base_values = {seed: _measure(base[seed], higher) for seed in both}
     ratios = [_steps_ratio(own[seed], base[seed]) for seed in both]
@@ -213,6 +223,7 @@ def _row(
         steps_ratio=median_with_unreached(ratios),
         not_reached=ratios.count(None),
         compared=len(both),
+        elsewhere=sum(seed in base for seed in own) - len(both),
         seconds=None if seconds is None else seconds.mean,
         finished=len(own),
         diverged=diverged,
@@ -272,10 +283,12 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     """What a reader must know to judge the numbers."""
     configuration, reference = results["configuration"], summary.reference.label
     n = summary.seeds
-    rate = f"The learning rate is {configuration['learning rate']:g} for every method" + (
+    own = any(m["learning rate"] != configuration["learning rate"] for m in results["methods"])
+    whose = "every method that names none of its own" if own else "every method"
+    rate = f"The learning rate is {configuration['learning rate']:g} for {whose}" + (
         ", chosen for plain AdamW; the others might do better with one of their own."
         if results["learning_rate_is_preset"]
-        else ", as given on the command line; none was tuned."
+        else ", as given; none was tuned."
     )
     scatter = (
         "One seed: there are no intervals, and no difference can be told from chance."
@@ -292,14 +305,25 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         f"comes down to {reference}'s final one of the same seed (linear between evaluations), "
         f"as a share of {reference}'s steps. The median over seeds, in which a run that never gets "
         "there counts as later than all others.",
-        f"Hardware: {configuration['hardware']}; Python {configuration['python']}, "
-        f"torch {configuration['torch']}, weightcast {configuration['weightcast']}. Seconds are "
-        "of runs that shared the machine with each other.",
+        f"Hardware: {_hardware(results)}. Seconds are of runs that shared the machine with each "
+        "other.",
     ]
     for row in summary.rows:
+        if row.elsewhere:
+            notes.append(
+                f"{row.label}: {row.elsewhere} of {n} seeds ran in another environment than "
+                f"{reference}'s and are left out of the comparison."
+            )
         if problems := row.problems():
             notes.append(f"{row.label}: {problems}; its numbers are of the finished runs only.")
     return notes
+
+
+def _hardware(results: Results) -> str:
+    return "; ".join(
+        f"{e['hardware']}, Python {e['python']}, torch {e['torch']}, weightcast {e['weightcast']}"
+        for e in results["environments"]
+    )
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -451,7 +475,7 @@ def html_page(results: Results, summary: Summary) -> str:
         f"batch size {configuration['batch size']}",
         f"learning rate {configuration['learning rate']:g}",
         f"{configuration['parameters']:,} weights",
-        configuration["hardware"],
+        *dict.fromkeys(environment["hardware"] for environment in results["environments"]),
     ]
     header, rows = table_cells(summary)
     tones = [_tone(row, loss) for row in summary.rows]

@@ -78,7 +78,6 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
         LabError: it holds results of another one, or cannot be used.
     """
     path = folder / "config.json"
-    configuration = {"format": FORMAT} | configuration
     if folder.exists() and not folder.is_dir():
         raise LabError(f"{folder} is a file: choose another --out.")
     try:
@@ -91,7 +90,7 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
                 f"{folder} has runs but no config.json, so nobody knows what they are: choose "
                 "another --out."
             ) from None
-        write_atomically(path, to_json(configuration))
+        write_atomically(path, to_json({"format": FORMAT} | configuration))
         return digest_of(configuration)
     except OSError as error:
         raise LabError(f"{path} cannot be read ({error.strerror}): choose another --out.") from None
@@ -102,6 +101,11 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
             f"{folder} was made by a newer version of weightcast: upgrade it, or choose another "
             "--out."
         )
+    if "format" not in earlier:
+        raise LabError(
+            f"{folder} was made by an older version of weightcast: choose another --out."
+        )
+    earlier.pop("format")
     differences = [
         f"{name} {earlier.get(name)!r} (now {configuration.get(name)!r})"
         for name in dict.fromkeys([*configuration, *earlier])

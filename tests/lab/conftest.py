@@ -1,5 +1,6 @@
 """What the laboratory's tests share."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def weightcast(capsys) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def train_line(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def train_line(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
     """Trains a `LineTask` in this process; the same `folder` goes on with the same run."""
 
     def run(
@@ -46,10 +47,12 @@ def train_line(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         on_step: Callable[[int, int, float], None] = lambda *_: None,
         warn: Callable[[str], None] = pytest.fail,
         learning_rate: float = 0.01,
-    ) -> dict[str, Any]:
-        settings = Settings("line", DataSource(), learning_rate, 4, 3, "cpu")
+        until: float = math.inf,
+        **more: Any,
+    ) -> dict[str, Any] | None:
+        settings = Settings("line", DataSource(), learning_rate, 4, 3, "cpu", **more)
         files = RunFiles(tmp_path / folder, "configuration")
-        return train(Cell(method, seed), task or LineTask(), settings, files, on_step, warn)
+        return train(Cell(method, seed), task or LineTask(), settings, files, on_step, warn, until)
 
     return run
 

@@ -72,6 +72,21 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     assert result_files(out) == after
 
 
+def test_a_learning_rate_for_one_method(weightcast, tmp_path):
+    out = tmp_path / "out"
+    words = ("--lr", "0.004", "--lr", "adamw-s1=0.002", "--betas", "0.8,0.9", "--milestones", "1")
+    done = weightcast(*SMALL[:6], 1, *SMALL[7:], "--epochs", 2, *words, "--out", out)
+    assert done.code == 0, done.err
+    assert "AdamW s=1, lr 0.002" in done.out
+    results = json.loads((out / "results.json").read_text())
+    (experiment,) = results["experiments"]
+    assert [m["learning rate"] for m in experiment["methods"]] == [0.004, 0.002]
+    configuration = experiment["configuration"]
+    assert (configuration["betas"], configuration["milestones"]) == ([0.8, 0.9], [1])
+    assert "--lr 0.004 --lr adamw-s1=0.002 --milestones 1 --betas 0.8,0.9" in results["command"]
+    assert str(tmp_path) not in results["command"]
+
+
 def test_any_text(weightcast, tmp_path, small_text):
     out = tmp_path / "out"
     arguments = (*SMALL, "--task", "ptb", "--data", small_text, "--batch-size", 4, "--out", out)
@@ -167,6 +182,18 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
         (("--steps", "nan"), "--steps nan is not possible"),
         (("--steps", "1,inf"), "--steps inf is not possible"),
         (("--steps", "1000"), "--steps 1000 is not possible"),
+        (("--lr", "fast"), "not a learning rate"),
+        (("--lr", "adamw-s4=1"), "There is no method 'adamw-s4'"),
+        (("--lr", "nadamw=-1"), "--lr -1 is not possible"),
+        (("--betas", "0.9"), "must be two numbers"),
+        (("--betas", "0.9,1"), "not possible"),
+        (("--milestones", "1.5"), "whole numbers of epochs"),
+        (("--weight-decay", "-1"), "not possible"),
+        (("--precision", "fp8"), "choose one of bf16, fp32, tf32"),
+        (("--precision", "tf32", "--device", "cpu"), "needs a GPU"),
+        (("--set", "width=2"), "has no options"),
+        (("--task", "ptb", "--set", "unit=2"), "did you mean 'units'?"),
+        (("--task", "ptb", "--set", "units=2.5"), "takes a whole number"),
         (("--lr", "0"), "--lr 0 is not possible"),
         (("--lr", "-1"), "--lr -1 is not possible"),
         (("--lr", "nan"), "--lr nan is not possible"),
@@ -209,7 +236,7 @@ def test_a_report_of_nothing_is_one_sentence(weightcast, tmp_path):
         assert "does not exist" in " ".join(outcome.err.split())
 
 
-@pytest.mark.parametrize("name", ["compare", "report"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "report"])
 def test_help_suffices(weightcast, name):
     outcome = weightcast(name, "--help")
     assert outcome.code == 0

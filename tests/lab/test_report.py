@@ -34,6 +34,7 @@ def run(method, seed, losses, diverged_at=None, test=None):
     return {
         "method": method,
         "seed": seed,
+        "environment": [0],
         "diverged_at": diverged_at,
         "history": history,
         "test": test or {},
@@ -44,7 +45,7 @@ def run(method, seed, losses, diverged_at=None, test=None):
 def results(runs, seeds=2, higher_is_better=True):
     methods = dict.fromkeys(r["method"] for r in runs)
     return {
-        "format": 1,
+        "key": "task",
         "title": "A <task>",
         "command": "weightcast compare",
         "metric": {"name": "accuracy", "decimals": 1, "higher_is_better": higher_is_better},
@@ -54,10 +55,6 @@ def results(runs, seeds=2, higher_is_better=True):
             "batch size": 8,
             "epochs": 2,
             "parameters": 1234,
-            "hardware": "A <CPU>",
-            "python": "3",
-            "torch": "2",
-            "weightcast": "0",
         },
         "methods": [
             {
@@ -65,10 +62,12 @@ def results(runs, seeds=2, higher_is_better=True):
                 "label": LABELS[key],
                 "optimizer": key.partition("-")[0],
                 "steps": float(key.partition("-s")[2]) if "-s" in key else None,
+                "learning rate": 0.01,
             }
             for key in methods
         ],
         "seeds": list(range(seeds)),
+        "environments": [{"hardware": "A <CPU>", "python": "3", "torch": "2", "weightcast": "0"}],
         "runs": runs,
     }
 
@@ -254,7 +253,8 @@ def test_pictures_are_the_same_every_time(two_seeds, form, start, theme):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b"\xff\xfe", b'{"format": 1}', b'{"title": "x"}']
+    "content",
+    [b"", b"[]", b"{", b"\xff\xfe", b'{"format": 2}', b'{"format": 2, "experiments": []}'],
 )
 def test_a_damaged_results_file_is_one_sentence(tmp_path, content):
     path = tmp_path / "results.json"
@@ -265,15 +265,32 @@ def test_a_damaged_results_file_is_one_sentence(tmp_path, content):
 
 def test_a_results_file_of_another_format_is_refused(tmp_path, two_seeds):
     path = tmp_path / "results.json"
-    path.write_bytes(to_json(two_seeds | {"format": 99}))
-    with pytest.raises(LabError, match="format 99"):
-        load_results(path)
+    for number, remedy in ((99, "upgrade"), (1, "compute it again"), ("x", "compute it again")):
+        path.write_bytes(to_json(two_seeds | {"format": number}))
+        with pytest.raises(LabError, match=f"format {number!r}.*{remedy}"):
+            load_results(path)
 
 
 def test_results_survive_the_file(tmp_path, two_seeds):
     path = tmp_path / "results.json"
-    path.write_bytes(to_json(two_seeds))
-    assert load_results(path) == two_seeds == json.loads(path.read_text())
+    path.write_bytes(to_json({"format": 2, "command": "c", "experiments": [two_seeds]}))
+    assert load_results(path) == [two_seeds | {"command": "c"}]
+    assert json.loads(path.read_text())["experiments"] == [two_seeds]
+
+
+def test_what_ran_elsewhere_is_not_compared_and_named(two_seeds):
+    two_seeds["environments"].append(two_seeds["environments"][0] | {"hardware": "B"})
+    (run,) = (r for r in two_seeds["runs"] if (r["method"], r["seed"]) == ("adamw-s3", 1))
+    run["environment"] = [1]
+    summary = summarize(two_seeds)
+    row = summary.rows[1]
+    assert (row.compared, row.elsewhere) == (1, 1)
+    assert row.values["final loss"].n == 2
+    assert row.differences["final loss"].mean == pytest.approx(-1.5)
+    notes = " ".join(summary.notes)
+    assert "AdamW s=3: 1 of 2 seeds ran in another environment" in notes
+    assert "A <CPU>" in notes
+    assert "B, Python" in notes
 
 
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):

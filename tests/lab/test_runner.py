@@ -1,14 +1,15 @@
 import multiprocessing
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
 from tests.lab.helpers import without_seconds
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
-from weightcast_lab.runner import Comparison, run_cells
+from weightcast_lab.runner import run_jobs
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.train import Cell, Settings, train
+from weightcast_lab.train import Cell, Job, Settings, train
 
 
 class Recorder:
@@ -20,21 +21,21 @@ class Recorder:
         self.failures = {}
         self.victim = victim
 
-    def on_start(self, cell):
-        self.events[cell].append("start")
+    def on_start(self, job):
+        self.events[job.cell].append("start")
 
-    def on_progress(self, cell, step, steps, loss):
-        self.events[cell].append((step, steps))
-        if cell == self.victim:
+    def on_progress(self, job, step, steps, loss):
+        self.events[job.cell].append((step, steps))
+        if job.cell == self.victim:
             (worker,) = multiprocessing.active_children()
             worker.kill()
             worker.join()
 
-    def on_finish(self, cell, result):
-        self.results[cell] = result
+    def on_finish(self, job, result):
+        self.results[job.cell] = result
 
-    def on_failure(self, cell, reason):
-        self.failures[cell] = reason
+    def on_failure(self, job, reason):
+        self.failures[job.cell] = reason
 
     def on_warning(self, message):
         pytest.fail(message)
@@ -43,18 +44,20 @@ class Recorder:
 CELLS = [Cell(Method("adamw", s), seed) for seed in (0, 1) for s in (None, 3.0)]
 
 
-def comparison(folder, device="cpu"):
-    settings = Settings("digits", DataSource(), 0.005, 32, 1, device)
-    return Comparison(settings, folder, "configuration")
+SETTINGS = Settings("digits", DataSource(), 0.005, 32, 1, "cpu")
+
+
+def jobs(folder, cells=CELLS, settings=SETTINGS):
+    return [Job(cell, settings, cell.files(folder, "configuration")) for cell in cells]
 
 
 def test_numbers_do_not_depend_on_who_works_and_how_many(tmp_path, one_thread):
     recorder = Recorder()
-    assert run_cells(comparison(tmp_path), CELLS, 2, recorder) == []
+    assert run_jobs(jobs(tmp_path), 2, recorder) == {}
     task = make_task("digits", DataSource())
     for cell in CELLS:
         files = cell.files(tmp_path / "here", "configuration")
-        here = train(cell, task, comparison(tmp_path).settings, files, lambda *_: None, pytest.fail)
+        here = train(cell, task, SETTINGS, files, lambda *_: None, pytest.fail)
         assert without_seconds(recorder.results[cell]) == without_seconds(here)
         assert recorder.events[cell][0] == "start"
         assert recorder.events[cell][-1] == (38, 38)
@@ -62,14 +65,17 @@ def test_numbers_do_not_depend_on_who_works_and_how_many(tmp_path, one_thread):
 
 def test_a_killed_worker_costs_its_own_run_only(tmp_path):
     recorder = Recorder(victim=CELLS[1])
-    assert run_cells(comparison(tmp_path), CELLS, 1, recorder) == [CELLS[1]]
+    failed = run_jobs(jobs(tmp_path), 1, recorder)
+    assert [job.cell for job in failed] == [CELLS[1]]
     assert "SIGKILL" in recorder.failures[CELLS[1]]
     assert recorder.results.keys() == {CELLS[0], CELLS[2], CELLS[3]}
 
 
 def test_a_crash_is_reported_with_its_reason_and_the_others_are_tried(tmp_path):
     recorder = Recorder()
-    assert run_cells(comparison(tmp_path, device="nonsense"), CELLS[:2], 1, recorder) == CELLS[:2]
+    nonsense = replace(SETTINGS, device="nonsense")
+    failed = run_jobs(jobs(tmp_path, CELLS[:2], nonsense), 1, recorder)
+    assert [job.cell for job in failed] == CELLS[:2]
     assert "nonsense" in recorder.failures[CELLS[0]]
     assert "Traceback" in (tmp_path / "runs" / "adamw" / "seed-0" / "error.txt").read_text()
 
@@ -77,5 +83,5 @@ def test_a_crash_is_reported_with_its_reason_and_the_others_are_tried(tmp_path):
 def test_what_concerns_all_runs_ends_them_all(tmp_path):
     (tmp_path / "runs").write_text("a file in place of the folder")
     with pytest.raises(LabError, match="cannot be written"):
-        run_cells(comparison(tmp_path), CELLS, 2, Recorder())
+        run_jobs(jobs(tmp_path), 2, Recorder())
     assert multiprocessing.active_children() == []

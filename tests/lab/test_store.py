@@ -52,6 +52,13 @@ def test_a_folder_of_another_configuration_is_refused_naming_what_differs(tmp_pa
     assert "task" not in message.replace(str(tmp_path), "")
 
 
+@pytest.mark.parametrize(("found", "age"), [({"format": 99}, "newer"), ({"task": "x"}, "older")])
+def test_a_folder_of_another_version_is_refused(tmp_path, found, age):
+    (tmp_path / "config.json").write_bytes(to_json(found))
+    with pytest.raises(LabError, match=f"{age} version"):
+        open_folder(tmp_path, {"task": "x"})
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_damaged_configuration_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)

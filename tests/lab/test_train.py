@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from tests.lab.helpers import LineTask, without_seconds
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import OPTIMIZERS, Method
+from weightcast_lab.optimizers import OPTIMIZERS, Hyperparameters, Method
 from weightcast_lab.store import RunFiles
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Settings, train
@@ -163,22 +164,20 @@ def test_clipping_bounds_the_gradient(train_line):
     norms = []
 
     class Clipped(LineTask):
-        clip_norm = 1e-3
-
         def loss(self, model, batch, carried):
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             if gradients:
                 norms.append(torch.nn.utils.get_total_norm(gradients).item())
             return super().loss(model, batch, carried)
 
-    train_line(task=Clipped())
+    train_line(task=Clipped(), clip_norm=1e-3)
     assert norms
     assert max(norms) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_clipping_of_a_language_model_is_on_and_its_test_text_is_read(tmp_path, small_text):
     task = make_task("ptb", DataSource(small_text, any_text=True))
-    assert task.clip_norm is not None
+    assert task.preset.clip_norm is not None
     settings = Settings("ptb", DataSource(), 0.01, 4, 2, "cpu")
     files = RunFiles(tmp_path / "run", "configuration")
     cell = Cell(Method("adamw", 1.0), 0)
@@ -200,3 +199,71 @@ def test_a_full_disk_is_one_sentence(train_line, monkeypatch):
 def test_files_of_a_finished_run(train_line, tmp_path):
     train_line()
     assert [path.name for path in Path(tmp_path / "run").iterdir()] == ["result.json"]
+
+
+def test_time_is_up_at_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_happened(train_line):
+    whole = train_line(folder="whole", milestones=(1,))
+    taken = []
+
+    def slow(step, *_):
+        taken.append(step)
+        time.sleep(0.02)
+
+    # an epoch takes 0.1 s: another would end too late
+    assert train_line(until=time.time() + 0.15, on_step=slow, milestones=(1,)) is None
+    assert taken == [1, 2, 3, 4, 5]
+    assert train_line(until=0.0, on_step=slow, milestones=(1,)) is None
+    assert without_seconds(train_line(milestones=(1,))) == without_seconds(whole)
+
+
+def test_milestones_divide_the_learning_rate_by_ten(train_line, monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args: (rates.append(self.param_groups[0]["lr"]), step(self, *args)),
+    )
+    train_line(Method("sgd"), learning_rate=0.1, milestones=(1, 2))
+    assert rates == pytest.approx([0.1] * 5 + [0.01] * 5 + [0.001] * 5)
+
+
+def test_hyperparameters_reach_the_optimizers_that_have_them():
+    chosen = Hyperparameters((0.8, 0.9), 1e-6, 0.3)
+    model = torch.nn.Linear(1, 1)
+    for name in OPTIMIZERS:
+        group = Method(name).attach(model, 0.1, chosen).param_groups[0]
+        assert group["weight_decay"] == 0.3
+        assert group.get("betas", (0.8, 0.9)) == (0.8, 0.9)
+        assert group.get("eps", 1e-6) == 1e-6
+    assert Method("adamw", learning_rate=0.02).attach(model, 0.1).param_groups[0]["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "values", [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": -1.0}, {"weight_decay": -1.0}]
+)
+def test_impossible_hyperparameters_are_refused(values):
+    with pytest.raises(LabError, match="not possible"):
+        Hyperparameters(**values)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(train_line):
+    class Seen(LineTask):
+        dtypes: set[torch.dtype] = set()  # noqa: RUF012
+
+        def loss(self, model, batch, carried):
+            self.dtypes.add(model(self.x[batch]).dtype)
+            return super().loss(model, batch, carried)
+
+    train_line(task=(task := Seen()), precision="bf16")
+    assert task.dtypes == {torch.bfloat16}
+    plain = train_line(folder="fp32")
+    assert train_line(folder="bf16", precision="bf16")["weights"] != plain["weights"]
+
+
+def test_every_environment_of_a_run_is_kept(train_line, monkeypatch):
+    with pytest.raises(Killed):
+        train_line(on_step=kill_at(8))
+    monkeypatch.setattr("weightcast_lab.environment.torch.__version__", "elsewhere")
+    first, second = train_line()["environments"]
+    assert first | {"torch": "elsewhere"} == second
