@@ -103,6 +103,7 @@ TASKS = {
     "digits": "weightcast_lab.tasks.digits:digits",
     "text": "weightcast_lab.tasks.docs_text:docs_text",
     "ptb": "weightcast_lab.tasks.ptb:ptb",
+    "cifar10": "weightcast_lab.tasks.cifar10:cifar10",
 }
 """Task name -> `module:function`; the function takes a `DataSource` and makes the task."""
 

@@ -1,0 +1,161 @@
+"""The paper's convolutional networks for images of 32x32 pixels, out of torchvision's blocks.
+
+The paper does not say whose variants it trained; these are the ones in common use for CIFAR-10: the
+published networks without the early strides and poolings that suit larger images, and with one
+linear layer at the end. Weights start as torchvision starts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightcast_lab.errors import LabError, unknown_name
+
+try:
+    from torchvision.models import DenseNet, ResNet, inception, resnet, vgg
+except ImportError:  # some versions of torch have no torchvision that fits
+    raise LabError(
+        "The networks for CIFAR-10 need torchvision, in the version that fits your torch: install "
+        "weightcast[lab] into a fresh environment."
+    ) from None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by its usual name, and the function that makes it from a width and the classes."""
+
+    label: str
+    build: Callable[[Callable[[int], int], int], nn.Module]
+
+
+def build_network(name: str, width: float = 1.0, classes: int = 10) -> nn.Module:
+    """A network of `NETWORKS`, with `width` times as many channels as published.
+
+    It takes images of shape (batch, 3, 32, 32) and gives logits of shape (batch, classes).
+
+    Raises:
+        LabError: there is no such network, or the width does not give whole numbers of channels.
+    """
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+
+    def scaled(channels: int) -> int:
+        result = channels * width
+        if result < 1 or result % 1:
+            raise LabError(
+                f"width={width:g} is not possible for {name}: {channels} channels would become "
+                f"{result:g}; use 1, 0.5 or 0.25."
+            )
+        return int(result)
+
+    return NETWORKS[name].build(scaled, classes)
+
+
+def _vgg11(scaled: Callable[[int], int], classes: int, *, batch_norm: bool) -> nn.Module:
+    layers = [c if isinstance(c, str) else scaled(c) for c in vgg.cfgs["A"]]
+    head = nn.Linear(scaled(512), classes)  # five poolings have left one pixel
+    network = nn.Sequential(vgg.make_layers(layers, batch_norm), nn.Flatten(), head)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    nn.init.normal_(head.weight, 0, 0.01)
+    nn.init.zeros_(head.bias)
+    return network
+
+
+class _ResNet(ResNet):
+    """A ResNet whose first layer keeps the resolution, of any width."""
+
+    def __init__(self, blocks: list[int], scaled: Callable[[int], int], classes: int) -> None:
+        super().__init__(resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes)
+        self.inplanes = scaled(64)
+        self.conv1 = nn.Conv2d(3, scaled(64), kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(scaled(64))
+        self.maxpool = nn.Identity()
+        for position, count in enumerate(blocks):
+            stage = self._make_layer(
+                resnet.BasicBlock,
+                scaled(64 << position),
+                count,
+                stride=1 if position == 0 else 2,
+            )
+            setattr(self, f"layer{position + 1}", stage)
+        self.fc = nn.Linear(scaled(512), classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _resnet34(scaled: Callable[[int], int], classes: int) -> nn.Module:
+    return _ResNet([3, 4, 6, 3], scaled, classes)
+
+
+def _densenet121(scaled: Callable[[int], int], classes: int) -> nn.Module:
+    growth = scaled(32)
+    network = DenseNet(growth, (6, 12, 24, 16), 2 * growth, num_classes=classes)
+    stem: Any = network.features
+    stem.conv0 = nn.Conv2d(3, 2 * growth, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.conv0.weight)
+    stem.pool0 = nn.Identity()
+    return network
+
+
+class _InceptionV3(nn.Module):
+    """Inception-V3 with a stem that keeps 30x30 pixels, and without the auxiliary head."""
+
+    def __init__(self, scaled: Callable[[int], int], classes: int) -> None:
+        super().__init__()
+
+        conv = partial(_scaled_convolution, scaled)
+        self.features = nn.Sequential(
+            inception.BasicConv2d(3, scaled(32), kernel_size=3, padding=1),
+            conv(32, 32, kernel_size=3, padding=1),
+            conv(32, 64, kernel_size=3, padding=1),
+            conv(64, 80, kernel_size=1),
+            conv(80, 192, kernel_size=3),
+            inception.InceptionA(192, 32, conv),
+            inception.InceptionA(256, 64, conv),
+            inception.InceptionA(288, 64, conv),
+            inception.InceptionB(288, conv),
+            *(inception.InceptionC(768, c, conv) for c in (128, 160, 160, 192)),
+            inception.InceptionD(768, conv),
+            inception.InceptionE(1280, conv),
+            inception.InceptionE(2048, conv),
+        )
+        self.dropout = nn.Dropout()
+        self.fc = nn.Linear(scaled(2048), classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.1, a=-0.2, b=0.2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        pooled = self.features(images).mean((2, 3))
+        logits: Tensor = self.fc(self.dropout(pooled))
+        return logits
+
+
+def _scaled_convolution(
+    scaled: Callable[[int], int], inputs: int, outputs: int, **rest: Any
+) -> nn.Module:
+    return inception.BasicConv2d(scaled(inputs), scaled(outputs), **rest)
+
+
+NETWORKS = {
+    "vgg11": Network("VGG-11", partial(_vgg11, batch_norm=False)),
+    "vgg11_bn": Network("VGG-11 with BatchNorm", partial(_vgg11, batch_norm=True)),
+    "resnet34": Network("ResNet-34", _resnet34),
+    "densenet121": Network("DenseNet-121", _densenet121),
+    "inception_v3": Network("Inception-V3", _InceptionV3),
+}
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters())
