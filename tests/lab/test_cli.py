@@ -174,7 +174,7 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
     ("arguments", "sentence"),
     [
         (("--task", "digit"), "did you mean 'digits'?"),
-        (("--task", "xyz"), "choose one of digits, ptb, text"),
+        (("--task", "xyz"), "choose one of cifar10, digits, ptb, text"),
         (("--optimizer", "adanw"), "did you mean 'adamw'?"),
         (("--baseline", "nadam"), "did you mean 'nadamw'?"),
         (("--steps", "1,x"), "not a list of numbers"),

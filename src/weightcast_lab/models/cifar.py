@@ -159,3 +159,38 @@ NETWORKS = {
 def parameter_count(model: nn.Module) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in model.parameters())
+
+
+# network -> what its publication, or torchvision's for 1,000 classes, counts, and why ours differs
+_PUBLISHED = {
+    "vgg11": ("132,863,336", "three linear layers and 1,000 classes; ours has one and ten"),
+    "vgg11_bn": ("132,868,840", "the same"),
+    "resnet34": ("21,797,672", "1,000 classes and a 7x7 first layer; ours is 3x3"),
+    "densenet121": ("7,978,856", "1,000 classes and a 7x7 first layer; ours is 3x3"),
+    "inception_v3": ("27,161,264", "1,000 classes and an auxiliary head of 3.3 million"),
+}
+
+
+def page() -> str:
+    """`docs/networks.md`: parameters of each network here and as published."""
+    lines = [
+        "# The networks",
+        "",
+        "The paper names its networks but not whose variants for images of 32x32 pixels they are.",
+        "These are the ones in common use, made of torchvision's blocks; published counts are",
+        "torchvision's, for ImageNet. `python -c 'from weightcast_lab.models import cifar;",
+        'print(cifar.page(), end="")\' > docs/networks.md` writes this page.',
+        "",
+        "| network | parameters | published | why they differ | at a quarter of the width |",
+        "|---|---:|---:|---|---:|",
+    ]
+    for name, network in NETWORKS.items():
+        full, quarter = (parameter_count(build_network(name, width)) for width in (1, 0.25))
+        published, why = _PUBLISHED[name]
+        lines.append(f"| {network.label} | {full:,} | {published} | {why} | {quarter:,} |")
+    lines += [
+        "",
+        "The LSTMs of 650 units, vocabulary of 10,000 words: 16,395,200 parameters with one layer,",
+        "19,780,400 with two.",
+    ]
+    return "\n".join(lines) + "\n"
