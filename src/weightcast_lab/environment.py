@@ -6,7 +6,6 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,11 +45,7 @@ def use_precision(precision: str) -> None:
     """Let matrix products and convolutions round their inputs to TF32, or not."""
     is_tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
-    convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(convolutions, "fp32_precision"):  # torch 2.9 and later warn of the other name
-        convolutions.fp32_precision = "tf32" if is_tf32 else "ieee"
-    else:
-        torch.backends.cudnn.allow_tf32 = is_tf32
+    torch.backends.cudnn.allow_tf32 = is_tf32
 
 
 def environment(device: str) -> dict[str, str]:
