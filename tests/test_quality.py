@@ -14,7 +14,8 @@ import pytest
 
 import weightcast
 from tests.frameworks import matrix
-from weightcast_lab.report import insert_table, load_results, summarize
+from weightcast_lab.results import load_results, summarize
+from weightcast_lab.tables import insert_table
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "weightcast"

@@ -456,7 +456,8 @@ def report(
     ] = None,
 ) -> None:
     """Redraw table, learning curves and page from stored results."""
-    from weightcast_lab.report import insert_table, load_results, markdown_table, summarize
+    from weightcast_lab.results import load_results, summarize
+    from weightcast_lab.tables import insert_table, markdown_table
 
     path = results / "results.json" if results.is_dir() else results
     if markdown:
@@ -469,7 +470,9 @@ def report(
 
 def _show(path: Path, folder: Path) -> None:
     """Print the table of a results file; draw everything else into the folder."""
-    from weightcast_lab.report import load_results, summarize, terminal_report, write_report
+    from weightcast_lab.report import write_report
+    from weightcast_lab.results import load_results, summarize
+    from weightcast_lab.tables import terminal_report
 
     experiments = load_results(path)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)

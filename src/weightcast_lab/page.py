@@ -1,0 +1,151 @@
+"""One self-contained page: pictures inside, no scripts, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from weightcast_lab.figures import DARK, LIGHT, Theme, draw, to_image
+from weightcast_lab.results import Quantity, Results, Row, Summary
+from weightcast_lab.tables import interval_text, steps_text, table_cells, tone_of, verdict
+
+
+def html_page(results: Results, summary: Summary) -> str:
+    """One page that needs nothing else: pictures inside, no scripts, light and dark."""
+    configuration = results["configuration"]
+    loss = summary.quantities[0]
+    facts = [
+        f"{summary.seeds} seed{'s' if summary.seeds > 1 else ''}",
+        f"{configuration['epochs']} epoch{'s' if configuration['epochs'] > 1 else ''}",
+        f"batch size {configuration['batch size']}",
+        f"learning rate {configuration['learning rate']:g}",
+        f"{configuration['parameters']:,} weights",
+        *dict.fromkeys(environment["hardware"] for environment in results["environments"]),
+    ]
+    header, rows = table_cells(summary)
+    tones = [tone_of(row, loss) for row in summary.rows]
+    reference = html.escape(summary.reference.label)
+    table = _html_table(header, rows, tones, column=1 + len(summary.quantities))
+    cards = "".join(_card(row, loss, summary.reference) for row in summary.rows[1:])
+    return sheet_of_paper(
+        kicker="weightcast compare",
+        title=summary.title,
+        facts=facts,
+        body=(
+            f'<div class="cards">{cards}</div>'
+            f'<p class="caption">Differences to {reference} in final validation loss, paired by '
+            "seed, with 95% intervals. Green or red only where the interval excludes zero.</p>"
+            f'<div class="sheet">{_figures(results, summary)}</div>'
+            f'<h2>Results on the validation data</h2><div class="sheet">{table}</div>'
+            f"<h2>Paired differences to {reference}</h2>"
+            f'<div class="sheet">{_difference_table(summary)}</div>'
+        ),
+        notes=summary.notes,
+        command=results.get("command", ""),
+        configuration=configuration,
+    )
+
+
+def sheet_of_paper(
+    *,
+    kicker: str,
+    title: str,
+    facts: Iterable[str],
+    body: str,
+    notes: Iterable[str],
+    command: str,
+    configuration: Mapping[str, Any],
+) -> str:
+    """The page around its `body`, which is HTML; all else is text."""
+    return Template(files(__package__).joinpath("page.html").read_text("utf-8")).substitute(
+        kicker=html.escape(kicker),
+        title=html.escape(title),
+        facts=" · ".join(map(html.escape, facts)),
+        body=body,
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        command=html.escape(command),
+        configuration="".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in configuration.items()
+        ),
+    )
+
+
+def _card(row: Row, loss: Quantity, reference: Row) -> str:
+    difference = interval_text(row.differences[loss.key], loss.decimals, sign=True)
+    return (
+        f'<div class="card {tone_of(row, loss)}"><h3>{html.escape(row.label)}</h3>'
+        f'<p class="big">{difference}</p>'
+        f"<p>final validation loss: {html.escape(verdict(row, loss, reference))}</p>"
+        f"<p>steps to {html.escape(reference.label)}'s final loss: {steps_text(row)} "
+        f"({html.escape(reference.label)} itself {steps_text(reference)})</p></div>"
+    )
+
+
+def _figures(results: Results, summary: Summary) -> str:
+    """The picture of the comparison."""
+    return picture(
+        "Learning curves and paired differences",
+        lambda theme, columns: draw(results, summary.rows, theme, columns=columns),
+    )
+
+
+def picture(description: str, draw_figure: Callable[[Theme, int], Figure]) -> str:
+    """A figure in one and in two columns, light and dark; the browser takes one."""
+
+    def address(theme: Theme, columns: int) -> str:
+        image = to_image(draw_figure(theme, columns), "svg")
+        return "data:image/svg+xml;base64," + base64.b64encode(image).decode()
+
+    narrow, dark = "(max-width: 700px)", "(prefers-color-scheme: dark)"
+    return (
+        f'<picture><source media="{narrow} and {dark}" srcset="{address(DARK, 1)}">'
+        f'<source media="{narrow}" srcset="{address(LIGHT, 1)}">'
+        f'<source media="{dark}" srcset="{address(DARK, 2)}">'
+        f'<img alt="{html.escape(description)}" src="{address(LIGHT, 2)}"></picture>'
+    )
+
+
+def _difference_table(summary: Summary) -> str:
+    """Every quantity's paired difference."""
+    header = ["Method", *(q.name[0].upper() + q.name[1:] for q in summary.quantities)]
+    body = []
+    for row in summary.rows[1:]:
+        cells = [f"<th>{html.escape(row.label)}</th>"]
+        for quantity in summary.quantities:
+            text = interval_text(row.differences[quantity.key], quantity.decimals, sign=True)
+            cells.append(_html_cell(text, tone_of(row, quantity)))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return html_frame(header, body)
+
+
+def _html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], tones: Sequence[str], column: int
+) -> str:
+    body = []
+    for cells, tone in zip(rows, tones, strict=True):
+        tags = [f"<th>{html.escape(cells[0])}</th>"]
+        for position, cell in enumerate(cells[1:], start=1):
+            shade = tone if position == column else ""
+            tags.append(_html_cell(cell, shade))
+        body.append(f"<tr>{''.join(tags)}</tr>")
+    return html_frame(header, body)
+
+
+def _html_cell(text: str, tone: str) -> str:
+    return f'<td class="{tone}">{html.escape(text).replace(" ±", "&nbsp;±")}</td>'
+
+
+def html_frame(header: Iterable[str], body: Iterable[str]) -> str:
+    """A table that scrolls inside where it is too wide; the body's rows are HTML."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )

@@ -1,0 +1,172 @@
+"""The main table of a comparison: for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from weightcast_lab.errors import LabError
+from weightcast_lab.results import Quantity, Row, Summary
+from weightcast_lab.statistics import Interval
+from weightcast_lab.store import write_atomically
+
+NOTHING = "–"
+
+
+def number(value: float, decimals: int, *, sign: bool = False) -> str:
+    """The number with a true minus sign."""
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+
+def interval_text(interval: Interval | None, decimals: int, *, sign: bool = False) -> str:
+    """`0.0321 ± 0.0051`; the sign and its number stay on one line."""
+    if interval is None:
+        return NOTHING
+    text = number(interval.mean, decimals, sign=sign)
+    if interval.half_width is None:
+        return text
+    return f"{text} ±\N{NO-BREAK SPACE}{number(interval.half_width, decimals)}"
+
+
+def steps_text(row: Row) -> str:
+    """`0.81`, and how many runs never got there."""
+    if row.compared == 0:
+        return NOTHING
+    if row.steps_ratio is None:
+        return f"not reached ({row.not_reached} of {row.compared})"
+    some = f" ({row.not_reached} of {row.compared} never)" if row.not_reached else ""
+    return number(row.steps_ratio, 2) + some
+
+
+def verdict(row: Row, quantity: Quantity, reference: Row) -> str:
+    """What the paired difference says, claiming nothing while its interval contains zero."""
+    difference = row.differences[quantity.key]
+    if difference is None:
+        return f"no pair of finished runs to compare with {reference.label}"
+    if difference.half_width is None:
+        return f"one seed shows no difference to {reference.label}, whatever the numbers"
+    if not difference.excludes_zero:
+        return f"no difference to {reference.label} shown"
+    better = (difference.mean > 0) == quantity.higher_is_better
+    return f"{'better' if better else 'worse'} than {reference.label}"
+
+
+def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the main table, as text."""
+    reference = summary.reference.label
+    header = [
+        "Method",
+        *(quantity.name[0].upper() + quantity.name[1:] for quantity in summary.quantities),
+        f"Final loss, paired difference to {reference}",
+        f"Steps to {reference}'s final loss",
+        "Seconds per run",
+    ]
+    loss = summary.quantities[0]
+    rows = []
+    for row in summary.rows:
+        problems = row.problems()
+        difference = interval_text(row.differences.get(loss.key), loss.decimals, sign=True)
+        rows.append(
+            [
+                row.label + (f" ({problems})" if problems else ""),
+                *(interval_text(row.values[q.key], q.decimals) for q in summary.quantities),
+                difference,
+                steps_text(row),
+                NOTHING if row.seconds is None else number(row.seconds, 1),
+            ]
+        )
+    return header, rows
+
+
+def markdown_table(summary: Summary) -> str:
+    """The main table in Markdown; differences whose interval excludes zero are bold."""
+    header, rows = table_cells(summary)
+    at = 1 + len(summary.quantities)
+    for row, cells in zip(summary.rows, rows, strict=True):
+        difference = row.differences.get(summary.quantities[0].key)
+        if difference is not None and difference.excludes_zero:
+            cells[at] = f"**{cells[at]}**"
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def insert_table(document: Path, name: str, summary: Summary) -> None:
+    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        LabError: the document cannot be read or written, or lacks the two lines.
+    """
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    try:
+        text = document.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"{document} cannot be read: {error}.") from None
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise LabError(f"{document} lacks the lines {begin.strip()!r} and {end!r} to fill.")
+    notes = "".join(f"- {note}\n" for note in summary.notes)
+    filling = f"{markdown_table(summary)}\n{notes}"
+    write_atomically(document, (before + begin + filling + end + after).encode())
+
+
+def csv_table(summary: Summary) -> str:
+    """One line per method, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    parts = ("mean", "half width")
+
+    def numbers(interval: Interval | None) -> list[float | None]:
+        return [None, None] if interval is None else [interval.mean, interval.half_width]
+
+    keys = [q.name for q in summary.quantities]
+    writer.writerow(
+        [
+            *("method", "finished", "diverged", "missing"),
+            *(f"{key} {part}" for key in keys for part in parts),
+            *(f"{key} difference {part}" for key in keys for part in parts),
+            *("steps ratio", "target not reached", "seconds"),
+        ]
+    )
+    for row in summary.rows:
+        measured: list[float | None] = []
+        for source in (row.values, row.differences):
+            for quantity in summary.quantities:
+                measured += numbers(source.get(quantity.key))
+        writer.writerow(
+            [
+                *(row.label, row.finished, len(row.diverged), row.missing),
+                *(*measured, row.steps_ratio, row.not_reached, row.seconds),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def terminal_report(summary: Summary) -> RenderableType:
+    """The main table with its notes."""
+    header, rows = table_cells(summary)
+    table = Table(title=summary.title, title_style="bold", header_style="bold")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left", vertical="middle")
+    at = 1 + len(summary.quantities)
+    for row, cells in zip(summary.rows, rows, strict=True):
+        styled = [Text(cell) for cell in cells]
+        tone = tone_of(row, summary.quantities[0])
+        styled[at].stylize({"better": "bold green", "worse": "bold red"}.get(tone, ""))
+        table.add_row(*styled)
+    notes = [Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in summary.notes]
+    return Group(table, *notes)
+
+
+def tone_of(row: Row, quantity: Quantity) -> str:
+    """`better` or `worse` if the paired interval excludes zero, else empty."""
+    difference = row.differences.get(quantity.key)
+    if difference is None or not difference.excludes_zero:
+        return ""
+    return "better" if (difference.mean > 0) == quantity.higher_is_better else "worse"
