@@ -14,8 +14,8 @@ import pytest
 
 import weightcast
 from tests.frameworks import matrix
-from weightcast_lab.results import load_results, summarize
-from weightcast_lab.tables import insert_table
+from weightcast_lab.report import insert
+from weightcast_lab.results import load_results
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "weightcast"
@@ -105,8 +105,8 @@ def test_the_readmes_numbers_come_from_the_committed_results(tmp_path: Path) -> 
     """What `weightcast report results/digits --into README.md` writes is what stands there."""
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    (results,) = load_results(ROOT / "results" / "digits" / "results.json")
-    insert_table(copy, "results/digits", summarize(results))
+    experiments = load_results(ROOT / "results" / "digits" / "results.json")
+    insert(copy, "results/digits", experiments)
     assert copy.read_text() == (ROOT / "README.md").read_text()
     assert "| AdamW s=3 |" in copy.read_text()
 

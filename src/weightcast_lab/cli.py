@@ -442,6 +442,9 @@ def report(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the Markdown table and nothing else.")
     ] = False,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print a reproduction's tables in LaTeX, nothing else.")
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -456,31 +459,31 @@ def report(
     ] = None,
 ) -> None:
     """Redraw table, learning curves and page from stored results."""
-    from weightcast_lab.results import load_results, summarize
-    from weightcast_lab.tables import insert_table, markdown_table
+    from weightcast_lab.report import in_latex, in_markdown, insert
+    from weightcast_lab.results import load_results
 
     path = results / "results.json" if results.is_dir() else results
+    experiments = load_results(path)
     if markdown:
-        typer.echo("\n".join(markdown_table(summarize(e)) for e in load_results(path)), nl=False)
+        typer.echo(in_markdown(experiments, notes=False), nl=False)
+    elif latex:
+        typer.echo(in_latex(experiments), nl=False)
     elif into:
-        insert_table(into, results.as_posix(), summarize(load_results(path)[0]))
+        insert(into, results.as_posix(), experiments)
     else:
         _show(path, out or path.parent)
 
 
 def _show(path: Path, folder: Path) -> None:
     """Print the table of a results file; draw everything else into the folder."""
-    from weightcast_lab.report import write_report
-    from weightcast_lab.results import load_results, summarize
-    from weightcast_lab.tables import terminal_report
+    from weightcast_lab.report import terminal_report, write_report
+    from weightcast_lab.results import load_results
 
     experiments = load_results(path)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    for results in experiments:
-        console.print(terminal_report(summarize(results)))
-        place = folder / results["key"] if len(experiments) > 1 else folder
-        for file in write_report(results, place):
-            console.print(escape(str(file)), style="dim", soft_wrap=True)
+    console.print(terminal_report(experiments))
+    for file in write_report(experiments, folder):
+        console.print(escape(str(file)), style="dim", soft_wrap=True)
 
 
 def _plural(count: int, noun: str) -> str:

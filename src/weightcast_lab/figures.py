@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, Row
 from weightcast_lab.statistics import mean_interval
 
@@ -67,6 +68,38 @@ def draw(results: Results, rows: Sequence[Row], theme: Theme, columns: int) -> F
             loc="outside upper center",
             ncols=min(len(labels), 6 if columns == 2 else 3),
         )
+    return figure
+
+
+def draw_panels(experiments: Sequence[Results], column: str, theme: Theme, columns: int) -> Figure:
+    """Validation `column` against epochs, one panel a network, as in the paper's figures."""
+    width, columns = 5.6 * columns, min(columns, len(experiments))
+    lines = -(-len(experiments) // columns)
+    with matplotlib.rc_context(_settings(theme)):
+        layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08, hspace=0.04)
+        figure = Figure(figsize=(width, 4.0 * lines + 0.5), layout=layout)
+        panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for panel, experiment in zip(panels, experiments, strict=False):
+            _draw_curves(
+                panel, _Curves(experiment), _styles(experiment, theme), column, by_epoch=True
+            )
+            metric = experiment["metric"]["name"] if column == "metric" else "loss"
+            label = RECIPES[experiment["network"]].label
+            panel.set(title=label, xlabel="epochs", ylabel=f"validation {metric}")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for panel in panels[len(experiments) :]:
+            panel.remove()
+        handles: dict[str, Any] = {}
+        for panel in panels:
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        if handles:
+            figure.legend(
+                list(handles.values()),
+                list(handles),
+                loc="outside upper center",
+                ncols=min(len(handles), 3 * columns),
+            )
     return figure
 
 
@@ -149,12 +182,20 @@ def _fit_to_lines(panel: Axes) -> None:
         panel.set_ylim(max(low, 0.8 * values.min()) if values.min() > 0 else low, high)
 
 
-def _draw_curves(panel: Axes, curves: _Curves, styles: dict[str, Style], column: str) -> None:
+def _draw_curves(
+    panel: Axes,
+    curves: _Curves,
+    styles: dict[str, Style],
+    column: str,
+    *,
+    by_epoch: bool = False,
+) -> None:
     for method in curves.methods:
         if curves.seeds(key := method["key"]):
+            steps = curves.of(key, "step")[0]
             _line(
                 panel,
-                curves.of(key, "step")[0],
+                np.arange(1.0, len(steps) + 1) if by_epoch else steps,
                 curves.of(key, column),
                 styles[key],
                 method["label"],

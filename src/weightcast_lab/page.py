@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from string import Template
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from weightcast_lab.figures import DARK, LIGHT, Theme, draw, to_image
+from weightcast_lab.claims import claims
+from weightcast_lab.figures import DARK, LIGHT, Theme, draw, draw_panels, to_image
+from weightcast_lab.paper import comparisons, shown
+from weightcast_lab.paper import figures as paper_figures
+from weightcast_lab.paper_tables import cell_text, difference_rows, header, notes_of
+from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Quantity, Results, Row, Summary
 from weightcast_lab.tables import interval_text, steps_text, table_cells, tone_of, verdict
 
@@ -28,10 +34,10 @@ def html_page(results: Results, summary: Summary) -> str:
         f"{configuration['parameters']:,} weights",
         *dict.fromkeys(environment["hardware"] for environment in results["environments"]),
     ]
-    header, rows = table_cells(summary)
+    columns, rows = table_cells(summary)
     tones = [tone_of(row, loss) for row in summary.rows]
     reference = html.escape(summary.reference.label)
-    table = _html_table(header, rows, tones, column=1 + len(summary.quantities))
+    table = _html_table(columns, rows, tones, column=1 + len(summary.quantities))
     cards = "".join(_card(row, loss, summary.reference) for row in summary.rows[1:])
     return sheet_of_paper(
         kicker="weightcast compare",
@@ -49,6 +55,63 @@ def html_page(results: Results, summary: Summary) -> str:
         notes=summary.notes,
         command=results.get("command", ""),
         configuration=configuration,
+    )
+
+
+def paper_page(experiments: Sequence[Results]) -> str:
+    """The page of a reproduction."""
+    cards = "".join(
+        f'<div class="card"><h3>{html.escape(claim.claim)}</h3>'
+        f'<p class="verdict">{html.escape(claim.verdict)}</p>'
+        f"<p>{html.escape(claim.reason)}</p></div>"
+        for claim in claims(experiments)
+    )
+    body = [f'<div class="cards">{cards}</div>']
+    for table in comparisons(experiments):
+        rows = []
+        for network, entries in table.rows.items():
+            cells = [f"<th>{html.escape(RECIPES[network].label)}</th>"]
+            for entry in entries:
+                text = html.escape(cell_text(entry, table.decimals))
+                text = text.replace(" ±", "&nbsp;±")
+                cells.append(f"<td>{f'<b>{text}</b>' if entry.is_best else text}</td>")
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        differences = []
+        for (network, entries), texts in zip(
+            table.rows.items(), difference_rows(table), strict=True
+        ):
+            cells = [f"<th>{html.escape(RECIPES[network].label)}</th>"]
+            for entry, text in zip(entries[1:], texts[1:], strict=True):
+                better = entry.difference is not None and (
+                    (entry.difference.mean > 0) == table.higher_is_better
+                )
+                sure = entry.difference is not None and entry.difference.excludes_zero
+                cells.append(_html_cell(text, ("better" if better else "worse") if sure else ""))
+            differences.append(f"<tr>{''.join(cells)}</tr>")
+        body.append(
+            f"<h2>{html.escape(table.title)}</h2>"
+            f'<div class="sheet">{html_frame(header(), rows)}</div>'
+            f'<p class="caption">{html.escape(table.caption)}</p>'
+            f'<div class="sheet"><details><summary>Paired differences to AdamW</summary>'
+            f"{html_frame(['Network', *header()[2:]], differences)}</details></div>"
+        )
+    for figure in paper_figures(experiments):
+        drawn = picture(figure.title, partial(draw_panels, figure.experiments, figure.column))
+        body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
+    hardware = dict.fromkeys(e["hardware"] for x in experiments for e in x["environments"])
+    return sheet_of_paper(
+        kicker="weightcast reproduce",
+        title="Weight Prediction Boosts the Convergence of AdamW: the paper beside our runs",
+        facts=[f"{sum(len(e['runs']) for e in experiments)} runs", *hardware],
+        body="".join(body),
+        notes=notes_of(experiments),
+        command=experiments[0]["command"],
+        configuration={
+            e["title"]: ", ".join(
+                f"{name} {shown(value)}" for name, value in e["configuration"].items()
+            )
+            for e in experiments
+        },
     )
 
 
@@ -114,7 +177,7 @@ def picture(description: str, draw_figure: Callable[[Theme, int], Figure]) -> st
 
 def _difference_table(summary: Summary) -> str:
     """Every quantity's paired difference."""
-    header = ["Method", *(q.name[0].upper() + q.name[1:] for q in summary.quantities)]
+    columns = ["Method", *(q.name[0].upper() + q.name[1:] for q in summary.quantities)]
     body = []
     for row in summary.rows[1:]:
         cells = [f"<th>{html.escape(row.label)}</th>"]
@@ -122,11 +185,11 @@ def _difference_table(summary: Summary) -> str:
             text = interval_text(row.differences[quantity.key], quantity.decimals, sign=True)
             cells.append(_html_cell(text, tone_of(row, quantity)))
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return html_frame(header, body)
+    return html_frame(columns, body)
 
 
 def _html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], tones: Sequence[str], column: int
+    columns: Sequence[str], rows: Sequence[Sequence[str]], tones: Sequence[str], column: int
 ) -> str:
     body = []
     for cells, tone in zip(rows, tones, strict=True):
@@ -135,16 +198,16 @@ def _html_table(
             shade = tone if position == column else ""
             tags.append(_html_cell(cell, shade))
         body.append(f"<tr>{''.join(tags)}</tr>")
-    return html_frame(header, body)
+    return html_frame(columns, body)
 
 
 def _html_cell(text: str, tone: str) -> str:
     return f'<td class="{tone}">{html.escape(text).replace(" ±", "&nbsp;±")}</td>'
 
 
-def html_frame(header: Iterable[str], body: Iterable[str]) -> str:
+def html_frame(columns: Iterable[str], body: Iterable[str]) -> str:
     """A table that scrolls inside where it is too wide; the body's rows are HTML."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"

@@ -2,28 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from weightcast_lab.figures import LIGHT, draw, to_image
-from weightcast_lab.page import html_page
+from rich.console import RenderableType
+
+from weightcast_lab import paper_tables
+from weightcast_lab.errors import LabError
+from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
+from weightcast_lab.page import html_page, paper_page
+from weightcast_lab.paper import comparisons, figures
 from weightcast_lab.results import Results, summarize
 from weightcast_lab.store import write_atomically
-from weightcast_lab.tables import csv_table, markdown_table
+from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
+from weightcast_lab.tables import terminal_report as comparison_in_terminal
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
-    """Draw `curves.png`, `report.html`, `table.md` and `table.csv` into the folder.
+def is_reproduction(experiments: Sequence[Results]) -> bool:
+    """Whether these are the paper's experiments."""
+    return "network" in experiments[0]
+
+
+def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
+    """Draw tables, pictures and a page into the folder.
 
     Raises:
         LabError: they cannot be written.
     """
+    contents = (
+        _reproduction(experiments) if is_reproduction(experiments) else _comparison(experiments[0])
+    )
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def terminal_report(experiments: Sequence[Results]) -> RenderableType:
+    """What the command prints."""
+    if is_reproduction(experiments):
+        return paper_tables.terminal(experiments)
+    return comparison_in_terminal(summarize(experiments[0]))
+
+
+def in_markdown(experiments: Sequence[Results], *, notes: bool) -> str:
+    """The tables in Markdown, with what one must know to read them if wanted."""
+    if is_reproduction(experiments):
+        return paper_tables.markdown(experiments)
+    summary = summarize(experiments[0])
+    return markdown_report(summary) if notes else markdown_table(summary)
+
+
+def in_latex(experiments: Sequence[Results]) -> str:
+    """The tables of a reproduction in LaTeX.
+
+    Raises:
+        LabError: it is a comparison.
+    """
+    if not is_reproduction(experiments):
+        raise LabError("--latex is for a reproduction: a comparison has --markdown.")
+    return "\n".join(map(paper_tables.latex, comparisons(experiments)))
+
+
+def insert(document: Path, name: str, experiments: Sequence[Results]) -> None:
+    """Fill the document's block of that name.
+
+    Raises:
+        LabError: the document cannot be read or written, or has no such block.
+    """
+    fill_document(document, name, in_markdown(experiments, notes=True))
+
+
+def _comparison(results: Results) -> dict[str, bytes]:
     summary = summarize(results)
-    contents = {
+    return {
         "report.html": html_page(results, summary).encode(),
         "curves.png": to_image(draw(results, summary.rows, LIGHT, columns=2), "png"),
         "table.md": markdown_table(summary).encode(),
         "table.csv": csv_table(summary).encode(),
     }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in contents]
+
+
+def _reproduction(experiments: Sequence[Results]) -> dict[str, bytes]:
+    contents = {"report.html": paper_page(experiments).encode()}
+    contents["tables.md"] = paper_tables.markdown(experiments).encode()
+    for table in comparisons(experiments):
+        contents[f"{table.key}.tex"] = paper_tables.latex(table).encode()
+        contents[f"{table.key}.csv"] = paper_tables.csv_text(table).encode()
+    for figure in figures(experiments):
+        for form in ("png", "svg"):
+            drawn = draw_panels(figure.experiments, figure.column, LIGHT, columns=2)
+            contents[f"{figure.key}.{form}"] = to_image(drawn, form)
+    return contents

@@ -91,7 +91,9 @@ _KEYS = ("title", "metric", "configuration", "methods", "seeds", "environments",
 
 
 def load_results(path: Path) -> list[Results]:
-    """The experiments in a `results.json`: one of a comparison, many of a reproduction.
+    """The experiments in a `results.json`: one of a comparison, or many of a reproduction.
+
+    Those of a reproduction have a `"network"`.
 
     Raises:
         LabError: it is missing, damaged, or of another version.
@@ -263,7 +265,7 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         f"comes down to {reference}'s final one of the same seed (linear between evaluations), "
         f"as a share of {reference}'s steps. The median over seeds, in which a run that never gets "
         "there counts as later than all others.",
-        f"Hardware: {_hardware(results)}. Seconds are of runs that shared the machine with each "
+        f"Hardware: {hardware(results)}. Seconds are of runs that shared the machine with each "
         "other.",
     ]
     for row in summary.rows:
@@ -277,7 +279,8 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def _hardware(results: Results) -> str:
+def hardware(results: Results) -> str:
+    """The machines and versions of an experiment."""
     return "; ".join(
         f"{e['hardware']}, Python {e['python']}, torch {e['torch']}, weightcast {e['weightcast']}"
         for e in results["environments"]

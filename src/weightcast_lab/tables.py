@@ -96,7 +96,13 @@ def markdown_table(summary: Summary) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def insert_table(document: Path, name: str, summary: Summary) -> None:
+def markdown_report(summary: Summary) -> str:
+    """The main table and its notes."""
+    notes = "".join(f"- {note}\n" for note in summary.notes)
+    return f"{markdown_table(summary)}\n{notes}"
+
+
+def fill_document(document: Path, name: str, filling: str) -> None:
     """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
     Raises:
@@ -111,8 +117,6 @@ def insert_table(document: Path, name: str, summary: Summary) -> None:
     _, closed, after = rest.partition(end)
     if not (opened and closed):
         raise LabError(f"{document} lacks the lines {begin.strip()!r} and {end!r} to fill.")
-    notes = "".join(f"- {note}\n" for note in summary.notes)
-    filling = f"{markdown_table(summary)}\n{notes}"
     write_atomically(document, (before + begin + filling + end + after).encode())
 
 

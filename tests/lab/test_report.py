@@ -9,10 +9,10 @@ import pytest
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import DARK, LIGHT, draw, to_image
 from weightcast_lab.page import html_page
-from weightcast_lab.report import write_report
+from weightcast_lab.report import insert, write_report
 from weightcast_lab.results import load_results, summarize
 from weightcast_lab.store import to_json
-from weightcast_lab.tables import csv_table, insert_table, markdown_table, terminal_report
+from weightcast_lab.tables import csv_table, markdown_table, terminal_report
 
 LABELS = {"adamw": "AdamW", "adamw-s1": "AdamW s=1", "adamw-s3": "AdamW s=3", "nadamw": "NAdamW"}
 
@@ -168,7 +168,7 @@ def test_diverged_and_missing_runs_are_in_the_table_and_out_of_the_numbers():
 
 def test_everything_can_be_drawn_when_nothing_but_divergence_is_left(tmp_path):
     runs = [run("adamw", 0, [9.0], 3), run("adamw-s3", 0, [], 0)]
-    files = write_report(results(runs, 1), tmp_path)
+    files = write_report([results(runs, 1)], tmp_path)
     assert all(path.stat().st_size > 0 for path in files)
 
 
@@ -292,14 +292,14 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):
     text = "# Title\n<!-- begin a -->\nold\n<!-- end a -->\ntail <!-- end a -->\n"
     document.write_text(text)
     summary = summarize(two_seeds)
-    insert_table(document, "a", summary)
+    insert(document, "a", [two_seeds])
     written = document.read_text()
     notes = "".join(f"- {note}\n" for note in summary.notes)
     filled = f"<!-- begin a -->\n{markdown_table(summary)}\n{notes}<!-- end a -->"
     assert written == f"# Title\n{filled}\ntail <!-- end a -->\n"
-    insert_table(document, "a", summary)
+    insert(document, "a", [two_seeds])
     assert document.read_text() == written
     with pytest.raises(LabError, match="lacks the lines '<!-- begin b -->'"):
-        insert_table(document, "b", summary)
+        insert(document, "b", [two_seeds])
     with pytest.raises(LabError, match="cannot be read"):
-        insert_table(tmp_path / "missing.md", "a", summary)
+        insert(tmp_path / "missing.md", "a", [two_seeds])

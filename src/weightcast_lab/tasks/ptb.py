@@ -117,7 +117,7 @@ def ptb(
     """The task `ptb`: an LSTM of `layers` layers of `units` units, the embedding included.
 
     Args:
-        source: The folder with the three texts.
+        source: The folder with the three texts, or with a folder `ptb` that has them.
         units: Per layer.
         layers: Of the LSTM.
         dropout: On the connections that are not recurrent.
@@ -135,7 +135,10 @@ def ptb(
         )
     if source.folder is None:
         raise LabError(f"The task 'ptb' needs --data FOLDER, a folder with {', '.join(PUBLISHED)}.")
-    corpus = word_corpus(source.folder, source.any_text)
+    # a folder for all data has the texts in ptb/
+    inner = source.folder / "ptb"
+    folder = inner if inner.is_dir() else source.folder
+    corpus = word_corpus(folder, source.any_text)
     corpus = replace(
         corpus,
         training=_beginning(corpus.training, training_tokens, "training_tokens"),

@@ -1,0 +1,190 @@
+"""The tables of a reproduction: for the terminal, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from weightcast_lab.claims import claims
+from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, comparisons, problem_of
+from weightcast_lab.protocol import RECIPES
+from weightcast_lab.results import Results, hardware
+from weightcast_lab.tables import interval_text, number
+
+
+def cell_text(entry: Entry, decimals: int) -> str:
+    """`88.10 ± 0.30 (87.85)`, the paper's in parentheses."""
+    ours = entry.problem if entry.ours is None else interval_text(entry.ours, decimals)
+    if entry.ours is not None and entry.problem:
+        ours += f" [{entry.problem}]"
+    return ours + ("" if entry.printed is None else f" ({number(entry.printed, decimals)})")
+
+
+def header(first: str = "Network") -> list[str]:
+    """Of the tables."""
+    return [first, *(m.label for m in COLUMNS)]
+
+
+def difference_rows(table: Comparison) -> list[list[str]]:
+    """Paired differences to AdamW, network by network."""
+    return [
+        [
+            RECIPES[network].label,
+            *(interval_text(e.difference, table.decimals, sign=True) for e in entries[1:]),
+        ]
+        for network, entries in table.rows.items()
+    ]
+
+
+def notes_of(experiments: Sequence[Results]) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    seeds = sorted({len(e["seeds"]) for e in experiments})
+    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    scatter = (
+        "One seed: there are no intervals, and no difference can be told from chance."
+        if seeds == [1]
+        else f"{n} seeds. ± is half the 95% t interval of the mean over seeds. Differences are "
+        "paired by seed, within one environment only, and not corrected for comparing several "
+        "methods."
+    )
+    notes = [
+        "Ours first, the paper's number in parentheses (one run each, it says no more); the best "
+        "of ours in a row is bold. NAdamW is not in the paper.",
+        scatter,
+        "The learning rates are the paper's or the preset's, the same for every method; none was "
+        "tuned for any.",
+    ]
+    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
+    notes.append("Computed on " + "; and on ".join(machines) + ".")
+    for experiment in experiments:
+        problems: dict[str, list[str]] = {}
+        for method in COLUMNS:
+            if problem := problem_of(experiment, method.key):
+                problems.setdefault(problem, []).append(method.label)
+        label = f"{RECIPES[experiment['network']].label}, β₂ = {beta2_of(experiment):g}"
+        for problem, methods in problems.items():
+            whose = "all methods" if len(methods) == len(COLUMNS) else ", ".join(methods)
+            notes.append(f"{label}: {whose}: {problem}.")
+    return notes
+
+
+def markdown(experiments: Sequence[Results]) -> str:
+    """Tables, differences, claims and notes."""
+    parts = []
+    for table in comparisons(experiments):
+        parts += [
+            f"**{table.title}**\n\n",
+            _markdown_rows(header(), _rows(table, str, "**{}**".format)),
+        ]
+        parts += [f"\n{table.caption}\n\n", "Paired differences to AdamW:\n\n"]
+        labels = ["Network", *(m.label for m in COLUMNS[1:])]
+        parts += [_markdown_rows(labels, difference_rows(table)), "\n"]
+    parts.append("**The paper's claims**\n\n")
+    parts += [f"- {c.claim} **{c.verdict}**. {c.reason}\n" for c in claims(experiments)]
+    parts.append("\n")
+    parts += [f"- {note}\n" for note in notes_of(experiments)]
+    return "".join(parts)
+
+
+def _rows(
+    table: Comparison, plain: Callable[[str], str], bold: Callable[[str], str]
+) -> list[list[str]]:
+    """The table's rows, the best of each in bold."""
+    rows = []
+    for network, entries in table.rows.items():
+        texts = [(e, plain(cell_text(e, table.decimals))) for e in entries]
+        cells = [bold(text) if e.is_best else text for e, text in texts]
+        rows.append([plain(RECIPES[network].label), *cells])
+    return rows
+
+
+def _markdown_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(table: Comparison) -> str:
+    """The table for a paper, with booktabs."""
+    rows = [" & ".join(row) + r" \\" for row in _rows(table, _tex, r"\textbf{{{}}}".format)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(COLUMNS)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, header())) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_TEX = {
+    **{character: f"\\{character}" for character in "&%#_$"},
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "β₂": r"$\beta_2$",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def _tex(text: str) -> str:
+    for plain, command in _TEX.items():
+        text = text.replace(plain, command)
+    return text
+
+
+def csv_text(table: Comparison) -> str:
+    """One line a cell, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            *("network", "method", "seeds", "mean", "half width", "printed"),
+            *("difference", "difference half width", "problem"),
+        ]
+    )
+    for network, entries in table.rows.items():
+        for method, e in zip(COLUMNS, entries, strict=True):
+            mine = (0, None, None) if e.ours is None else (e.ours.n, e.ours.mean, e.ours.half_width)
+            d = (
+                (None, None)
+                if e.difference is None
+                else (e.difference.mean, e.difference.half_width)
+            )
+            writer.writerow([network, method.key, *mine, e.printed, *d, e.problem])
+    return buffer.getvalue()
+
+
+def terminal(experiments: Sequence[Results]) -> RenderableType:
+    """Tables, claims and notes."""
+    parts: list[RenderableType] = []
+    for table in comparisons(experiments):
+        drawn = Table(title=table.title, title_style="bold", header_style="bold")
+        for position, name in enumerate(header()):
+            drawn.add_column(name, justify="right" if position else "left")
+        for network, entries in table.rows.items():
+            cells = [
+                Text(cell_text(e, table.decimals), style="bold" if e.is_best else "")
+                for e in entries
+            ]
+            drawn.add_row(RECIPES[network].label, *cells)
+        parts += [drawn, Padding(Text(table.caption, style="dim"), (0, 0, 1, 1))]
+    for claim in claims(experiments):
+        parts.append(Text.assemble(claim.claim, " ", (claim.verdict, "bold"), ". ", claim.reason))
+    parts += [
+        Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes_of(experiments)
+    ]
+    return Group(*parts)
