@@ -101,14 +101,19 @@ def test_code_in_the_readme_runs(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
-def test_the_readmes_numbers_come_from_the_committed_results(tmp_path: Path) -> None:
-    """What `weightcast report results/digits --into README.md` writes is what stands there."""
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    experiments = load_results(ROOT / "results" / "digits" / "results.json")
-    insert(copy, "results/digits", experiments)
-    assert copy.read_text() == (ROOT / "README.md").read_text()
-    assert "| AdamW s=3 |" in copy.read_text()
+@pytest.mark.parametrize(
+    ("document", "results"),
+    [("README.md", "results/digits"), ("docs/reproduction.md", "results/desk")],
+)
+def test_printed_numbers_come_from_committed_results(
+    tmp_path: Path, document: str, results: str
+) -> None:
+    """What `weightcast report RESULTS --into DOCUMENT` writes is what stands there."""
+    copy = tmp_path / "copy.md"
+    copy.write_text((ROOT / document).read_text())
+    insert(copy, results, load_results(ROOT / results / "results.json"))
+    assert copy.read_text() == (ROOT / document).read_text()
+    assert "AdamW s=3 |" in copy.read_text()
 
 
 def test_the_compatibility_page_comes_from_the_committed_results() -> None:

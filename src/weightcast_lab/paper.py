@@ -137,7 +137,8 @@ def problem_of(experiment: Results, key: str) -> str:
     parts = [f"diverged at step {step}" for step in diverged]
     parts += [f"failed: {failure['reason']}" for failure in failed]
     if rest:
-        parts.append("missing" if rest == len(experiment["seeds"]) else f"{rest} seeds missing")
+        all_of_them = rest == len(experiment["seeds"])
+        parts.append("missing" if all_of_them else f"{rest} seed{'s' * (rest > 1)} missing")
     return "; ".join(parts)
 
 

@@ -171,7 +171,7 @@ def test_what_is_not_in_the_numbers_is_named():
     ]
     failure = {"method": "adamw-s2", "seed": 0, "reason": "its process was ended by SIGKILL"}
     found = [experiment("vgg11", runs, 2, failures=[failure])]
-    assert of(found, "table2", "vgg11", "adamw-s1").problem == "diverged at step 7; 1 seeds missing"
+    assert of(found, "table2", "vgg11", "adamw-s1").problem == "diverged at step 7; 1 seed missing"
     assert "ended by SIGKILL" in of(found, "table2", "vgg11", "adamw-s2").problem
     assert of(found, "table2", "vgg11", "adamw-s3").problem == "missing"
     notes = " ".join(notes_of(found))
