@@ -70,7 +70,15 @@ Jobs = Annotated[
     typer.Option(
         min=1,
         help="Runs at a time, each with one CPU thread; numbers do not depend on it.",
-        show_default="one per CPU core; one on a GPU",
+        show_default="one per CPU core; one on a GPU; all of a cluster",
+    ),
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        help="Compute on a Ray cluster: ray (the one that runs here, or a new one of this machine) "
+        "or ray://HOST:PORT. Data and results need the same path on all its machines.",
+        show_default="this machine",
     ),
 ]
 
@@ -186,6 +194,7 @@ def compare(
     ] = None,
     minutes: Minutes = None,
     jobs: Jobs = None,
+    on: On = None,
 ) -> None:
     """Train the same model with an optimizer, plain and predicted, over several seeds.
 
@@ -205,7 +214,7 @@ def compare(
         save_results,
         with_learning_rates,
     )
-    from weightcast_lab.environment import check_precision, device_named
+    from weightcast_lab.environment import check_precision
     from weightcast_lab.optimizers import Hyperparameters, check_learning_rate
     from weightcast_lab.tasks import DataSource, make_task, parse_options
     from weightcast_lab.train import Settings
@@ -214,7 +223,7 @@ def compare(
     rate, methods = with_learning_rates(methods, lr)
     if rate is not None:
         check_learning_rate(rate)
-    chosen_device = device_named(device)
+    chosen_device = _device(device, on)
     check_precision(precision, chosen_device)
     source = DataSource(data.resolve() if data else None, any_text, download)
     options = parse_options(task, option)
@@ -240,14 +249,14 @@ def compare(
         f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
         f"{settings.learning_rate:g}, on {chosen_device}"
     )
-    done = _compute(experiment.jobs(), plan, chosen_device, jobs, minutes)
+    done = _compute(experiment.jobs(), plan, chosen_device, jobs, minutes, on)
     if done.results:
         path = save_results(
             folder,
             "comparison",
             [content_of(experiment, done.results, done.failures)],
             title=the_task.title,
-            command=_command(context, "compare", leave_out=("data", "out", "jobs", "minutes")),
+            command=_command(context, "compare"),
         )
         _show(path, folder)
     done.exit()
@@ -311,6 +320,7 @@ def reproduce(
     ] = False,
     minutes: Minutes = None,
     jobs: Jobs = None,
+    on: On = None,
 ) -> None:
     """Reproduce the paper: six networks, AdamW and its forecasts, and NAdamW beside them.
 
@@ -320,12 +330,12 @@ def reproduce(
     Stop it whenever you like: the same command goes on where it was.
     """
     from weightcast_lab.comparison import finished_results, save_results
-    from weightcast_lab.environment import check_precision, device_named
+    from weightcast_lab.environment import check_precision
     from weightcast_lab.progress import print_missing, print_warning
     from weightcast_lab.reproduction import Wanted, contents_of, in_order, open_reproduction
     from weightcast_lab.tasks import DataSource
 
-    chosen_device = device_named(device)
+    chosen_device = _device(device, on)
     check_precision(precision, chosen_device)
     wanted = Wanted(
         names=tuple(names or ["all"]),
@@ -348,7 +358,7 @@ def reproduce(
         if minutes is None:
             return
     plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
-    done = _compute(order, plan, chosen_device, jobs, minutes)
+    done = _compute(order, plan, chosen_device, jobs, minutes, on)
     if done.results:
         path = save_results(
             folder,
@@ -356,9 +366,7 @@ def reproduce(
             contents_of(experiments, done.results, done.failures),
             title=f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}",
             preset=preset,
-            command=_command(
-                context, "reproduce", leave_out=("data", "out", "jobs", "minutes", "missing")
-            ),
+            command=_command(context, "reproduce"),
         )
         _show(path, folder)
     done.exit()
@@ -388,10 +396,26 @@ class _Done:
 _GO_ON = "{}: {} of {} runs are finished; the same command goes on from there."
 
 
+def _device(name: str, on: str | None) -> str:
+    """The device to compute on, here or on the cluster."""
+    from weightcast_lab.cluster import check_address
+    from weightcast_lab.environment import device_named
+
+    if on is not None:
+        check_address(on)
+    return device_named(name, is_here=on is None)
+
+
 def _compute(
-    order: list[Job], plan: str, device: str, jobs: int | None, minutes: float | None
+    order: list[Job],
+    plan: str,
+    device: str,
+    jobs: int | None,
+    minutes: float | None,
+    on: str | None,
 ) -> _Done:
     """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command."""
+    from weightcast_lab.cluster import run_on_ray
     from weightcast_lab.comparison import finished_results
     from weightcast_lab.progress import ProgressDisplay, print_warning
     from weightcast_lab.runner import run_jobs
@@ -403,12 +427,15 @@ def _compute(
     left = [job for job in order if job not in results]
     already = f", {len(results)} finished already" if results else ""
     console.print(plan.format(_plural(len(order), "run")) + already + ".", soft_wrap=True)
-    workers = min(jobs or _default_jobs(device), max(len(left), 1))
     failures: dict[Job, str] = {}
     if left:
         try:
             with ProgressDisplay(console, len(left), live=live) as display:
-                failures = run_jobs(left, workers, display, until)
+                if on is None:
+                    workers = min(jobs or _default_jobs(device), len(left))
+                    failures = run_jobs(left, workers, display, until)
+                else:
+                    failures = run_on_ray(on, left, jobs, display, until)
         except KeyboardInterrupt:
             done = len(results) + len(display.results)
             console.print(_GO_ON.format("Interrupted", done, len(order)))
@@ -417,12 +444,15 @@ def _compute(
     return _Done(results, failures, len(order))
 
 
-def _command(context: typer.Context, name: str, leave_out: tuple[str, ...]) -> str:
+_PATHS_AND_SPEED = ("data", "out", "jobs", "minutes", "missing", "on")
+
+
+def _command(context: typer.Context, name: str) -> str:
     """The command that gives these results elsewhere: what was said, but for paths and speed."""
     words = ["weightcast", name]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if parameter.name in leave_out or value in (None, [], (), False, parameter.default):
+        if parameter.name in _PATHS_AND_SPEED or value in (None, [], (), False, parameter.default):
             continue
         flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
         if value is True:

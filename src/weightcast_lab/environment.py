@@ -14,8 +14,10 @@ from weightcast_lab.errors import LabError, unknown_name
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def device_named(name: str) -> str:
-    """The device to compute on; `auto` is the GPU if there is one.
+def device_named(name: str, *, is_here: bool = True) -> str:
+    """The device to compute on; `auto` is the GPU if there is one here.
+
+    Unless `is_here`, `cuda` is one of other machines.
 
     Raises:
         LabError: there is no such device here.
@@ -24,7 +26,7 @@ def device_named(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise LabError(f"There is no device {name!r}: choose one of auto, cpu, cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and is_here and not torch.cuda.is_available():
         raise LabError("No CUDA device is available here: use --device cpu.")
     return name
 
