@@ -1,10 +1,12 @@
 import json
 import re
+from functools import partial
 
 import pytest
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.protocol import (
+    BASELINE,
     METHODS,
     PRESETS,
     RECIPES,
@@ -12,6 +14,8 @@ from weightcast_lab.protocol import (
     networks_named,
     preset_named,
 )
+from weightcast_lab.results import load_results
+from weightcast_lab.runner import TaskLoader, compute
 from weightcast_lab.tasks import TASKS
 
 
@@ -65,7 +69,26 @@ def tiny(monkeypatch, small_text):
             for name in ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
         },
     )
+    # worker processes would miss the Penn Treebank that it is not
+    monkeypatch.setattr("weightcast_lab.runner.run_jobs", run_here)
     return "--preset", "smoke", "--data", small_text, "--jobs", 1
+
+
+def run_here(jobs, workers, watcher, until):
+    """As `runner.run_jobs` does, in this process."""
+    failed, loader = {}, TaskLoader()
+    for job in jobs:
+        watcher.on_start(job)
+        send = partial(relay, watcher, job)
+        event, *content = compute(job, loader, send, until)
+        if event == "on_failure":
+            failed[job] = content[0]
+        getattr(watcher, event)(job, *content)
+    return failed
+
+
+def relay(watcher, job, event, *content):
+    getattr(watcher, event)(*(content if event == "on_warning" else (job, *content)))
 
 
 def published(path):
@@ -112,3 +135,48 @@ def test_another_preset_in_the_same_folder_is_refused(weightcast, tmp_path, tiny
     assert refused.code == 2
     assert "preset 'smoke' (now 'desk')" in " ".join(refused.err.split())
     assert json.loads((out / "config.json").read_text())["preset"] == "smoke"
+
+
+def test_from_the_first_run_to_the_tables(weightcast, tmp_path, tiny, one_thread):
+    """Two seeds, and then a third in the same folder: only that is computed (R30)."""
+    out = tmp_path / "out"
+    words = ("reproduce", "table3", *tiny, "--beta2", 0.9, "--beta2", 0.999, "--out", out)
+    done = weightcast(*words, "--seeds", 2)
+    assert done.code == 0, done.err
+    assert "40 runs" in done.err
+    assert "Table 3. Minimum validation perplexity, Penn Treebank (β₂ = 0.999)" in done.out
+    experiments = load_results(out / "results.json")
+    assert [e["network"] for e in experiments] == ["lstm1", "lstm2"] * 2
+    for experiment in experiments:
+        assert {(r["method"], r["seed"]) for r in experiment["runs"]} == {
+            (method.key, seed) for method in (*METHODS, BASELINE) for seed in (0, 1)
+        }
+        first = [r["history"]["validation_loss"][0] for r in experiment["runs"] if r["seed"] == 0]
+        assert len(set(first)) == 1  # the same initial weights for every method
+    assert (out / "figure3-beta2-0.9.svg").exists()
+    more = weightcast(*words, "--seeds", 3)
+    assert more.code == 0, more.err
+    assert "60 runs on cpu, 40 finished already" in more.err
+    assert "3 seeds" in more.out
+    latex = weightcast("report", out, "--latex")
+    assert latex.out.count(r"\begin{tabular}") == 4
+    markdown = weightcast("report", out, "--markdown")
+    assert "| 2-layer LSTM |" in markdown.out
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(weightcast, tmp_path, tiny, monkeypatch):
+    """As when one network needs more memory than there is."""
+    honest = compute
+
+    def with_a_failure(job, *rest):
+        if job.cell.method.key == "adamw-s2":
+            return "on_failure", "OutOfMemoryError: CUDA out of memory"
+        return honest(job, *rest)
+
+    monkeypatch.setattr("tests.lab.test_reproduction.compute", with_a_failure)
+    out = tmp_path / "out"
+    done = weightcast("reproduce", "lstm1", *tiny, "--out", out)
+    assert done.code == 1
+    assert "1 of 5 runs failed" in done.err
+    text = " ".join(done.out.split())
+    assert "AdamW s=2: failed: OutOfMemoryError: CUDA out of memory" in text

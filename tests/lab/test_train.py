@@ -1,3 +1,5 @@
+import multiprocessing
+import random
 import time
 from pathlib import Path
 
@@ -267,3 +269,44 @@ def test_every_environment_of_a_run_is_kept(train_line, monkeypatch):
     monkeypatch.setattr("weightcast_lab.environment.torch.__version__", "elsewhere")
     first, second = train_line()["environments"]
     assert first | {"torch": "elsewhere"} == second
+
+
+def train_digits(folder, began=None):
+    """In a process of its own: as a worker would."""
+    torch.set_num_threads(1)
+    settings = Settings("digits", DataSource(), 0.005, 32, 5, "cpu")
+    cell = Cell(Method("adamw", 3.0), 0)
+    on_step = (lambda *_: began.set()) if began else (lambda *_: None)
+    files = cell.files(folder, "configuration")
+    train(cell, make_task("digits", DataSource()), settings, files, on_step, pytest.fail)
+
+
+def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path):
+    """Wherever it hits: in a step, in an evaluation, in the writing of a checkpoint."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["weightcast_lab.train", "sklearn.datasets"])
+    undisturbed = processes.Process(target=train_digits, args=(tmp_path / "undisturbed",))
+    undisturbed.start()
+    cell = Cell(Method("adamw", 3.0), 0)
+    whole, part = (cell.files(tmp_path / name, "configuration") for name in ("undisturbed", "part"))
+    dice, found = random.Random(7), []
+    for _ in range(10):
+        began = processes.Event()
+        victim = processes.Process(target=train_digits, args=(tmp_path / "part", began))
+        victim.start()
+        assert began.wait(60)
+        time.sleep(dice.uniform(0, 0.4))
+        victim.kill()
+        victim.join()
+        assert part.load_result(pytest.fail) is None, "it ended before it could be killed"
+        checkpoint = part.load_checkpoint(torch.device("cpu"), pytest.fail)
+        found.append(checkpoint["epoch"] if checkpoint else 0)
+        if found[-1] > 3:  # let it not come to its end before the tenth time
+            part.folder.joinpath("checkpoint").unlink()
+    assert len(set(found)) > 1
+    last = processes.Process(target=train_digits, args=(tmp_path / "part",))
+    last.start()
+    last.join()
+    undisturbed.join()
+    mine, theirs = part.load_result(pytest.fail), whole.load_result(pytest.fail)
+    assert without_seconds(mine) == without_seconds(theirs)

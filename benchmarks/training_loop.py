@@ -1,0 +1,124 @@
+"""What the laboratory's training loop costs beside a hand-written one.
+
+Both train the same network on the same batches for one epoch and evaluate it; the laboratory
+checks the loss and all gradients of every step, tells about its progress and writes a checkpoint
+besides. They take turns, so that both meet the same weather; the ratio is the median over the
+rounds.
+
+    python benchmarks/training_loop.py --data FOLDER --out benchmarks/results/training-loop.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from weightcast_lab.environment import environment
+from weightcast_lab.optimizers import Hyperparameters, Method
+from weightcast_lab.protocol import EPS, WEIGHT_DECAY, preset_named
+from weightcast_lab.store import RunFiles, to_json
+from weightcast_lab.tasks import DataSource, Task, make_task
+from weightcast_lab.train import Cell, Settings, batch_order, train
+
+NETWORKS = {
+    "resnet34": {"training_images": 1600, "validation_images": 200},
+    "lstm1": {"training_tokens": 30_000, "validation_tokens": 5_000},
+}
+
+
+def by_hand(task: Task, settings: Settings) -> None:
+    """As one would write it."""
+    torch.manual_seed(0)
+    model = task.build_model()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.hyperparameters.betas,
+        eps=EPS,
+        weight_decay=WEIGHT_DECAY,
+    )
+    evaluate(task, model)
+    model.train()
+    total, carried = 0.0, None
+    for batch in task.batches(settings.batch_size, batch_order(0, 0)):
+        loss, carried = task.loss(model, batch, carried)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    evaluate(task, model)
+
+
+def evaluate(task: Task, model: torch.nn.Module) -> None:
+    """At the beginning and the end, as the laboratory does."""
+    model.eval()
+    with torch.no_grad():
+        task.evaluate(model)
+
+
+def in_the_laboratory(task: Task, settings: Settings) -> None:
+    """The same by `train`, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = RunFiles(Path(folder), "benchmark")
+        train(Cell(Method("adamw"), 0), task, settings, files, lambda *_: None, print)
+
+
+def seconds(function: Callable[[Task, Settings], None], task: Task, settings: Settings) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    function(task, settings)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure both networks."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 and PTB")
+    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    for network, part in NETWORKS.items():
+        recipe = preset_named("desk").recipe(network)
+        options = recipe.options | part
+        settings = Settings(
+            task=recipe.task,
+            source=DataSource(arguments.data),
+            learning_rate=recipe.learning_rate,
+            batch_size=recipe.batch_size,
+            epochs=1,
+            device="cpu",
+            options=tuple(options.items()),
+            hyperparameters=Hyperparameters((0.9, 0.9), EPS, WEIGHT_DECAY),
+        )
+        task = make_task(recipe.task, settings.source, **options)
+        by_hand(task, settings)  # the first one warms up
+        rounds = []
+        for n in range(arguments.rounds):
+            pair = [by_hand, in_the_laboratory] if n % 2 else [in_the_laboratory, by_hand]
+            times = {function.__name__: seconds(function, task, settings) for function in pair}
+            rounds.append((times["by_hand"], times["in_the_laboratory"]))
+        ratios = sorted(ours / hand for hand, ours in rounds)
+        found[network] = {
+            "seconds by hand": [round(hand, 4) for hand, _ in rounds],
+            "seconds in the laboratory": [round(ours, 4) for _, ours in rounds],
+            "median ratio": round(statistics.median(ratios), 4),
+        }
+        print(
+            f"{recipe.label}: {statistics.median(ratios):.3f} of a hand-written loop "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} rounds)"
+        )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_bytes(to_json({"environment": environment("cpu")} | found))
+
+
+if __name__ == "__main__":
+    main()
