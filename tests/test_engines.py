@@ -77,6 +77,21 @@ def test_a_skipped_step_neither_compounds_nor_loses(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_first_step_predicts_nothing(device: torch.device, fused: bool) -> None:
+    """R3, R7: a fused step leaves a state that is all zero; its displacement is 0, not 0/0."""
+    model = Recorder(torch.float32).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused)
+    prediction = weightcast.attach(model, optimizer, 2)
+    theta = weights(model)
+    scaler = torch.amp.GradScaler(device.type, init_scale=4.0)
+    scaler.scale(model(data(model)).sum() * torch.inf).backward()
+    scaler.step(optimizer)
+    model(data(model))
+    assert same(model.seen[-1], theta)
+    assert not any(delta.any() for _, delta in prediction.displacements())
+
+
 def test_a_closure_under_an_enabled_scaler_fails_loudly() -> None:
     """R21: torch's own refusal comes through, and the weights are true."""
     model, optimizer, prediction = attached(dtype=torch.float32)

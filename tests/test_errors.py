@@ -33,7 +33,7 @@ def test_absurd_steps_are_refused(steps: float) -> None:
         weightcast.attach(model, optimizer)
 
 
-@pytest.mark.parametrize("steps", ["3", None, True, 1j, [3]])
+@pytest.mark.parametrize("steps", ["3", True, 1j, [3]])
 def test_steps_that_are_no_number_are_refused(steps: object) -> None:
     model, optimizer = pair()
     with pytest.raises(TypeError, match=r"steps must be a number, got"):

@@ -1,5 +1,6 @@
 """Train in fewer steps by forecasting the weights."""
 
+from weightcast.adamw import AdamW
 from weightcast.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -11,6 +12,7 @@ from weightcast.prediction import WeightPrediction, attach
 from weightcast.rules import register_rule
 
 __all__ = [
+    "AdamW",
     "InvalidArgumentError",
     "InvalidTypeError",
     "PredictionWarning",

@@ -14,12 +14,10 @@ evaluating need no mode switch. Micro-batches of an accumulation share one θ̂.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -33,27 +31,26 @@ from weightcast.errors import (
     PredictionWarning,
     WeightcastError,
 )
+from weightcast.kernels import Settings, fused_backend, operands_of
 from weightcast.rules import (
     OBSERVED,
     OBSERVED_RULE,
     Formula,
     Group,
     Rule,
+    adam,
     check_supported,
+    checked_steps,
     decay_factor,
-    decaying_steps,
+    reach,
     rule_for,
 )
-from weightcast.tensors import StateView, Tensors, host_step, plain
+from weightcast.tensors import StateView, Tensors, host_step, moving, plain, untraced
 
-MAX_STEPS = 100.0
-"""Largest |steps|: the forecast extrapolates one update and is useful for a few steps only."""
+DEFAULT_STEPS = 3.0
 
 _MULTI_TENSOR_ELEMENTS = 2**26  # bounds the temporary memory of one multi-tensor pass
 _COARSE = (torch.bfloat16, torch.float16)
-
-# As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
-_eager = torch._disable_dynamo  # type: ignore[attr-defined]
 
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
@@ -63,7 +60,7 @@ _live: weakref.WeakSet[WeightPrediction] = weakref.WeakSet()
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    steps: float = 3,
+    steps: float | None = None,
     *,
     rule: Formula | str | None = None,
     decaying: bool = False,
@@ -83,8 +80,9 @@ def attach(
     Args:
         model: The module whose forward is called in training.
         optimizer: Its optimizer, which stays the plain torch optimizer that it is.
-        steps: s, how many optimizer steps to look ahead; fractions are fine, 0 is the plain
-            optimizer, negative values a control. A group's own `"prediction_steps"` wins.
+        steps: s, how many optimizer steps to look ahead, 3 unless given; fractions are fine, 0 is
+            the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.
+            `weightcast.AdamW` keeps its steps there: they are set if given.
         rule: Where Δ comes from: a function as for `register_rule`, `"observed"` (the difference of
             the weights around the last step), or None for the rule of the optimizer's class, else
             `"observed"`.
@@ -99,7 +97,8 @@ def attach(
     Raises:
         InvalidTypeError: `model`, `optimizer`, `steps` or `rule` is of the wrong kind.
         InvalidArgumentError: `steps` is NaN, infinite or beyond ±100; the model has no parameters;
-            the optimizer's parameters are not the model's; already attached.
+            the optimizer's parameters are not the model's; already attached; `rule`, `decaying` or
+            `weight_decay` for `weightcast.AdamW`, whose forecast is its own.
         UnsupportedOptimizerError: the optimizer has no displacement to forecast along.
 
     Example:
@@ -124,12 +123,22 @@ def attach(
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # a framework's wrapper: look inside
         optimizer = getattr(optimizer, "optimizer", optimizer)
     check_supported(optimizer)
-    prediction = WeightPrediction(steps, decaying=decaying, weight_decay=weight_decay)
+    handle: type[WeightPrediction] = getattr(optimizer, "prediction_handle", WeightPrediction)
+    if handle is not WeightPrediction and (rule is not None or decaying or weight_decay):
+        raise InvalidArgumentError(
+            f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
+            "do not apply to it here; see its own arguments."
+        )
+    prediction = handle(
+        DEFAULT_STEPS if steps is None else steps, decaying=decaying, weight_decay=weight_decay
+    )
     prediction._rule = _chosen_rule(optimizer, rule)
     for group in optimizer.param_groups:
         prediction._reach(group)
     _check_parameters(model, optimizer)
     prediction._attach(model, optimizer)
+    if steps is not None:
+        prediction.steps = steps
     return prediction
 
 
@@ -175,6 +184,7 @@ class _Batch(NamedTuple):
     rule: Rule
     params: list[Tensor]
     states: list[dict[str, Any]]
+    kernels: Any = None  # that make the forecast in one pass over memory
 
     def displacements(self) -> list[Tensor]:
         """Δ of each parameter, as new `plain` tensors.
@@ -192,6 +202,15 @@ class _Batch(NamedTuple):
                     f"parameter of shape {tuple(p.shape)}."
                 )
         return [d.to_dense() if d.is_sparse else d for d in deltas]
+
+    def forecast(self, saved: list[Tensor], steps: float, decay: Any) -> None:
+        """Keep the parameters in `saved` and move them by `steps` displacements, in one go."""
+        group = self.group
+        beta1, beta2 = map(float, group["betas"])
+        self.kernels.forecast(
+            operands_of(self.params, self.states, group, sinks=_plain(saved)),
+            Settings(0.0, beta1, beta2, group["eps"], decay=decay, ahead=steps * group["lr"]),
+        )
 
 
 class _Moved(NamedTuple):
@@ -216,10 +235,10 @@ class WeightPrediction:
     def __init__(self, steps: float, *, decaying: bool = False, weight_decay: bool = False) -> None:
         """Keep the settings; `attach` does the rest."""
         self.decaying, self.weight_decay = decaying, weight_decay
-        self.steps = steps
-        self._rule = OBSERVED_RULE
         self._model: Callable[[], nn.Module | None] = _nobody
         self._optimizer: Callable[[], Optimizer | None] = _nobody
+        self.steps = steps
+        self._rule = OBSERVED_RULE
         self._handles: list[RemovableHandle] = []
         self._is_predicted = False
         self._settings_used: list[Any] = []
@@ -236,7 +255,7 @@ class WeightPrediction:
     def __repr__(self) -> str:
         optimizer = self._optimizer()
         name = "detached" if optimizer is None else type(optimizer).__name__
-        place = "predicted" if self._is_predicted else "true"
+        place = "predicted" if self.is_predicted else "true"
         return f"WeightPrediction({name}, steps={self.steps:g}, at the {place} weights)"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -250,23 +269,21 @@ class WeightPrediction:
 
     @steps.setter
     def steps(self, value: float) -> None:
-        self._steps = _checked_steps(value, "steps", self.decaying)
+        self._steps = checked_steps(value, "steps", self.decaying)
 
     @property
     def is_predicted(self) -> bool:
         """Whether the parameters are at θ̂ now (which is θ itself where nothing is known yet)."""
         return self._is_predicted
 
-    @_eager
+    @untraced
     def predict(self) -> None:
         """Move the weights from θ to θ̂. Does nothing if they are there.
 
         Raises:
             WeightcastError: detached, or the optimizer is gone.
         """
-        optimizer = self._optimizer()
-        if optimizer is None:
-            raise WeightcastError("this handle is detached; call weightcast.attach again.")
+        optimizer = self._attached()
         settings = self._settings(optimizer)
         if self._is_predicted:
             if settings == self._settings_used:
@@ -277,7 +294,7 @@ class WeightPrediction:
         self._depth = 0  # a step that raised never ended
         known = 0
         try:
-            with _moving():
+            with moving():
                 for batch in self._batches(optimizer):
                     known += sum(p.numel() for p in batch.params)
                     self._move(batch)
@@ -290,12 +307,12 @@ class WeightPrediction:
         if self._steps_taken and not known and not self._before and self._wants(optimizer):
             self._report(_NOTHING_MOVED)
 
-    @_eager
+    @untraced
     def restore(self) -> None:
         """Put the true weights back, bit for bit. Does nothing if they are there."""
         if not self._is_predicted:
             return
-        with _moving():
+        with moving():
             while self._moved:
                 self._move_back()
         self._is_predicted = False
@@ -303,7 +320,7 @@ class WeightPrediction:
     @contextmanager
     def predicted(self) -> Iterator[WeightPrediction]:
         """Run forward and backward at θ̂; θ is back afterwards, also after an exception."""
-        nested = self._is_predicted
+        nested = self.is_predicted
         self.predict()
         try:
             yield self
@@ -349,16 +366,15 @@ class WeightPrediction:
             held.clear()
         self._model = self._optimizer = _nobody
 
+    def _attached(self) -> Optimizer:
+        if (optimizer := self._optimizer()) is None:
+            raise WeightcastError("this handle is detached; call weightcast.attach again.")
+        return optimizer
+
     # --- there and back --------------------------------------------------------------------------
 
     def _reach(self, group: Group) -> float:
-        """How many displacements to walk in this group."""
-        steps = group.get("prediction_steps")
-        if steps is None:
-            steps = self._steps
-        else:
-            steps = _checked_steps(steps, "a group's prediction_steps", self.decaying)
-        return decaying_steps(steps, group) if self.decaying else steps
+        return reach(group, self._steps, self.decaying)
 
     def _wants(self, optimizer: Optimizer) -> bool:
         return any(map(self._reach, optimizer.param_groups))
@@ -380,13 +396,16 @@ class WeightPrediction:
             for p in group["params"]:
                 state = optimizer.state.get(p) or self._apart.get(p)
                 if state and _is_known(state, rule):
+                    kernels = fused_backend(p, state, group) if rule.formula is adam else None
                     multi = rule.foreach and _prefers_foreach(group, p)
-                    key = (p.device, p.dtype, host_step(state)) if multi else id(p)
+                    key: tuple[Any, ...] = (kernels, p.device, p.dtype)
+                    if kernels is None:
+                        key += (host_step(state),) if multi else (id(p),)
                     together.setdefault(key, []).append((p, state))
-            for members in together.values():
+            for (kernels, *_), members in together.items():
                 for chunk in _chunks(members):
                     params, states = map(list, zip(*chunk, strict=True))
-                    yield _Batch(group, rule, params, states)
+                    yield _Batch(group, rule, params, states, kernels)
 
     def _move(self, batch: _Batch) -> None:
         """θ̂ = (1 - γλ)ˢ·θ - s·Δ, the paper's Eq. 7; without the decay unless asked for."""
@@ -395,15 +414,21 @@ class WeightPrediction:
         scale = reach * batch.group.get("lr", 1.0) if is_observed else reach
         if reach == 0 or (not isinstance(scale, Tensor) and scale == 0):
             return
-        deltas, params = batch.displacements(), _plain(batch.params)
+        params = _plain(batch.params)
+        deltas = [] if batch.kernels else batch.displacements()
+        decay = decay_factor(batch.rule, batch.group, reach) if self.weight_decay else 1.0
         saved = [
             self._buffer(p, state.pop(OBSERVED, None) if is_observed else None)
             for p, state in zip(batch.params, batch.states, strict=True)
         ]
+        if batch.kernels:
+            batch.forecast(saved, reach, decay)
+            self._moved.append(_Moved(batch, saved, 1.0))
+            return
         torch._foreach_copy_(_plain(saved), params)
         self._moved.append(_Moved(batch, saved, _nonzero(scale)))
         if self.weight_decay:
-            torch._foreach_mul_(params, decay_factor(batch.rule, batch.group, reach))
+            torch._foreach_mul_(params, decay)
         torch._foreach_sub_(params, deltas, alpha=reach)
 
     def _move_back(self) -> None:
@@ -439,9 +464,8 @@ class WeightPrediction:
         for module in (model, *_parts(model)):
             hook = module.register_forward_pre_hook(self._before_forward, prepend=True)
             self._handles.append(hook)
+        self._hook_steps(optimizer)
         self._handles += [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_pre_hook(self._before_access),
             optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
         ]
@@ -456,11 +480,17 @@ class WeightPrediction:
             weakref.finalize(optimizer, keyed_by_parameter.clear).atexit = False
         _live.add(self)
 
-    @_eager
+    def _hook_steps(self, optimizer: Optimizer) -> None:
+        self._handles += [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @untraced
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         model = self._model()
         if torch.compiler.is_compiling() or _is_tracing():  # an export shows stand-ins of weights
-            if self._is_predicted:
+            if self.is_predicted:
                 raise WeightcastError(_TRACED)
         elif model is None or self._optimizer() is None:
             self.detach()
@@ -477,7 +507,7 @@ class WeightPrediction:
         self._apart.clear()
         self._steps_taken = 0  # the new state may be that of an optimizer before its first step
 
-    @_eager
+    @untraced
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self.restore()
         self._depth += 1
@@ -521,11 +551,11 @@ class WeightPrediction:
                 continue
             last = [None if may_skip else state.pop(OBSERVED, None) for state in states]
             buffers = list(map(self._buffer, params, last))
-            with _moving():
+            with moving():
                 torch._foreach_copy_(_plain(buffers), _plain(params))
             self._before.append((group, params, buffers))
 
-    @_eager
+    @untraced
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth > 0:
@@ -533,7 +563,7 @@ class WeightPrediction:
         self._steps_taken += 1
         found_inf = getattr(optimizer, "found_inf", None)
         for group, params, buffers in self._before:
-            with _moving():
+            with moving():
                 torch._foreach_sub_(_plain(buffers), _plain(params))
                 torch._foreach_div_(_plain(buffers), _nonzero(group.get("lr", 1.0)))
             # an empty state tells many optimizers to initialise it: it stays empty
@@ -593,28 +623,8 @@ _TOO_COARSE = (
 )
 
 
-def _checked_steps(value: Any, name: str, decaying: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidTypeError(f"{name} must be a number, got {value!r}.")
-    steps = float(value)
-    if math.isnan(steps) or (abs(steps) > MAX_STEPS and not (decaying and math.isinf(steps))):
-        raise InvalidArgumentError(
-            f"{name} must be a number of optimizer steps between -{MAX_STEPS:g} and "
-            f"{MAX_STEPS:g} (1 to 3 is usual), got {value!r}."
-        )
-    return steps
-
-
 def _nobody() -> None:
     """A reference to nothing."""
-
-
-@contextmanager
-def _moving() -> Iterator[None]:
-    """Weights change in place, outside autograd, and autocast forgets its casts of them."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-    torch.clear_autocast_cache()
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
@@ -652,7 +662,7 @@ def _keep_if(found_inf: Tensor, displacement: Tensor, last: Tensor) -> None:
     """Where the step was skipped, the last displacement stands; decided on the device."""
     target = plain(displacement)
     skipped = found_inf.to(target.device) > 0
-    with _moving():
+    with moving():
         target.copy_(torch.where(skipped, plain(last), target))
 
 

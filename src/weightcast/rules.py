@@ -22,6 +22,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -145,6 +146,40 @@ def decay_factor(rule: Rule, group: Group, steps: float) -> Any:
     if not decay or not group.get("decoupled_weight_decay", rule.decoupled):
         return 1.0
     return (1 - group["lr"] * decay) ** steps
+
+
+MAX_STEPS = 100.0
+"""Largest |steps|: the forecast extrapolates one update and is useful for a few steps only."""
+
+
+def checked_steps(value: Any, name: str, decaying: bool) -> float:
+    """A number of steps to look ahead, as a float.
+
+    Raises:
+        InvalidTypeError: it is not a number.
+        InvalidArgumentError: it is NaN, infinite (unless decaying) or beyond ±100.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidTypeError(f"{name} must be a number, got {value!r}.")
+    steps = float(value)
+    if math.isnan(steps) or (abs(steps) > MAX_STEPS and not (decaying and math.isinf(steps))):
+        raise InvalidArgumentError(
+            f"{name} must be a number of optimizer steps between -{MAX_STEPS:g} and "
+            f"{MAX_STEPS:g} (1 to 3 is usual), got {value!r}."
+        )
+    return steps
+
+
+def reach(group: Group, steps: float, decaying: bool) -> float:
+    """How many displacements to walk in this group; its own `"prediction_steps"` wins.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: as `checked_steps`, `decaying_steps`.
+    """
+    own = group.get("prediction_steps")
+    if own is not None:
+        steps = checked_steps(own, "a group's prediction_steps", decaying)
+    return decaying_steps(steps, group) if decaying else steps
 
 
 def decaying_steps(steps: float, group: Group) -> float:

@@ -8,10 +8,14 @@ torch's multi-tensor kernels, a handful of launches for a whole model (torch's c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
+untraced = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
 class Tensors:
@@ -84,7 +88,8 @@ class StateView(Mapping[str, Any]):
 
     `state["exp_avg"]` is a `Tensor` (one parameter) or `Tensors` (several). `state["step"]` is a
     number where the count lives on the host, else a float64 tensor on the device: 1 - β₂ᵗ of a
-    float32 count loses four digits at t = 1.
+    float32 count loses four digits at t = 1. It is at least 1: where the very first step was
+    skipped, the moments are zero, and so is Δ rather than 0/0.
     """
 
     def __init__(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -94,10 +99,11 @@ class StateView(Mapping[str, Any]):
         values = [state[key] for state in self._states]
         if key == "step":
             if (step := host_step(self._states[0])) is not None:
-                return step
+                return max(step, 1)
             # one launch converts all the counts; MPS has no float64
             counts = torch.stack([plain(value) for value in values])
-            values = list((counts if counts.device.type == "mps" else counts.double()).unbind())
+            counts = counts if counts.device.type == "mps" else counts.double()
+            values = list(counts.clamp(min=1).unbind())
         elif isinstance(values[0], Tensor):
             values = [plain(value) for value in values]
         return values[0] if len(values) == 1 else Tensors(values)
@@ -107,3 +113,11 @@ class StateView(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._states[0])
+
+
+@contextmanager
+def moving() -> Iterator[None]:
+    """Weights change in place, outside autograd, and autocast forgets its casts of them."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+    torch.clear_autocast_cache()

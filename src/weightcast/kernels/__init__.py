@@ -1,0 +1,166 @@
+"""AdamW's step and the forecast along it, each in one pass over memory.
+
+Every back-end has the same two entry points, `step(operands, settings)` and
+`forecast(operands, settings)`; `eager` (plain PyTorch) is the oracle of the others:
+
+| | reads | writes |
+|---|---|---|
+| `step` | θ, g, m, v, t | m, v, t, θ̂ to `params`, θ to `sinks` |
+| `forecast` | θ, m, v, t | θ̂ to `params`, θ to `sinks` |
+
+θ is read from `sources`, else from `params`; nothing is written to `sinks` if there are none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightcast.tensors import plain
+
+FUSED_DEVICES = tuple(torch.utils._foreach_utils._get_fused_kernels_supported_devices())
+"""Device types on which torch has a fused AdamW, whose step counts live on the device."""
+
+_log = logging.getLogger("weightcast")
+
+
+@dataclass
+class Operands:
+    """Lists, one entry a parameter or empty: plain tensors of one device and dtype.
+
+    `sources`, `sinks` and the moments are float32 where the parameters are bfloat16 or float16,
+    else of the parameters' dtype. All but `grads` stay what they are from step to step;
+    `prepared` is what a back-end made of them.
+    """
+
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    sources: list[Tensor] = field(default_factory=list)
+    sinks: list[Tensor] = field(default_factory=list)
+    exp_avgs: list[Tensor] = field(default_factory=list)
+    exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    counts: list[Tensor] = field(default_factory=list)
+    prepared: Any = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one pass does, in the terms of a parameter group.
+
+    Attributes:
+        lr: γ, read by `step` alone; a number, or a tensor on the parameters' device.
+        beta1: β₁.
+        beta2: β₂.
+        eps: ε.
+        weight_decay: λ of `step`, decoupled.
+        decay: What weight decay leaves of θ in `forecast`, before it walks.
+        back: How many times Δ/γ the parameters are ahead of θ now, where there are no `sources`.
+        ahead: How many times Δ/γ they are to be ahead of θ then.
+        maximize: Ascend.
+        grad_scale: The gradient is divided by it (a tensor of one element).
+        found_inf: Where it is not zero, nothing is updated, only moved (a tensor of one element).
+        options: `eager` alone: torch's own foreach, fused and capturable, where the step must be
+            its bit for bit.
+    """
+
+    lr: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float = 0.0
+    decay: float | Tensor = 1.0
+    back: float | Tensor = 0.0
+    ahead: float | Tensor = 0.0
+    maximize: bool = False
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    options: Mapping[str, Any] | None = None
+
+
+@functools.cache
+def _load(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        _log.debug("weightcast: no %s kernels (%s); using plain PyTorch.", name, error)
+        return None
+
+
+def fused_backend(p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """The kernels that handle this parameter with its moments and master, if any do."""
+    name = {"cpu": "cpu", "cuda": "triton"}.get(p.device.type)
+    module = _load(name) if name else None
+    if module is None:
+        return None
+    others = [plain(state[key]) for key in (*_moments(group), "master") if key in state]
+    return module if module.handles(plain(p), others) else None
+
+
+def backend_for(p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """The fastest back-end for this parameter with its moments and master."""
+    return fused_backend(p, state, group) or _load("eager")
+
+
+def operands_of(
+    params: Sequence[Tensor],
+    states: Sequence[Mapping[str, Any]],
+    group: Mapping[str, Any],
+    sources: Sequence[Tensor] = (),
+    sinks: Sequence[Tensor] = (),
+) -> Operands:
+    """The operands of parameters of Adam or AdamW, all of one back-end, device and dtype."""
+    counts: dict[float, Tensor] = {}
+    device = params[0].device
+    return Operands(
+        params=[plain(p) for p in params],
+        sources=list(sources),
+        sinks=list(sinks),
+        counts=[_count(state["step"], device, counts) for state in states],
+        **{f"{key}s": [plain(state[key]) for state in states] for key in _moments(group)},
+    )
+
+
+def _moments(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
+
+
+def _count(step: float | Tensor, device: torch.device, made: dict[float, Tensor]) -> Tensor:
+    """A step count as the kernels read it: float32, and on the device."""
+    if isinstance(step, Tensor):
+        step = plain(step)
+        if step.device == device or step.device.type != "cpu":
+            return step.to(torch.float32)
+        step = step.item()
+    if step not in made:
+        made[step] = torch.full((), step, dtype=torch.float32, device=device)
+    return made[step]
+
+
+def increment_version(params: list[Tensor]) -> None:
+    """Tell autograd that memory was written behind its back."""
+    torch.autograd.graph.increment_version(params)
+
+
+def alike(p: Tensor, other: Tensor) -> bool:
+    """Whether the two lie in memory in the same order without gaps."""
+    if p.is_contiguous() and other.is_contiguous():
+        return p.shape == other.shape
+    formats = (torch.channels_last, torch.channels_last_3d)
+    return p.stride() == other.stride() and any(
+        p.dim() == 4 + k and p.is_contiguous(memory_format=f) for k, f in enumerate(formats)
+    )
+
+
+def like(grad: Tensor, p: Tensor) -> Tensor:
+    """The gradient in the dtype and layout of `p`."""
+    is_alike = grad.dtype is p.dtype and alike(p, grad)
+    return grad if is_alike else torch.empty_like(p).copy_(grad)

@@ -1,0 +1,244 @@
+/* AdamW's update and the forecast along it, in one pass over memory.
+ *
+ * Every case is one plain loop that the compiler vectorises. eager.py is the oracle.
+ */
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define BLOCK 64 /* elements: whole cache lines; what is streamed at a time */
+#define MAX_THREADS 256
+#define SMALLEST_SHARE 32768  /* elements: less is done sooner than a thread is made */
+#define STREAM_FROM (1 << 21) /* elements: fewer stay in the cache for the forward pass */
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
+#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EVERY_PROCESSOR
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    void *param;         /* what the network reads; float, or bfloat16 */
+    const void *grad;    /* of the same type */
+    const float *source; /* where the true weights are, if not in param */
+    float *sink;         /* where to keep the true weights as well, if anywhere */
+    float *m, *v, *v_max;
+    float *t; /* steps taken */
+    int64_t size;
+} Operand;
+
+typedef struct {
+    double lr, beta1, beta2, eps, decay; /* decay: what weight decay leaves of a weight */
+    double back, ahead;                  /* displacements that param is ahead now, and then */
+    double gradient;                     /* factor of the gradient: unscaling, and -1 to maximise */
+} Settings;
+
+typedef struct {
+    const Operand *operands;
+    const Settings *settings;
+    int64_t begin, end; /* of all elements, counted through */
+    int is_step, is_bfloat16, is_large;
+} Share;
+
+INLINE float to_float(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint16_t rounded = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)((bits >> 16) | 0x40) : rounded;
+}
+
+/* Past the cache: memory that is written whole need not be read first. Meanwhile the next block of
+   what else is read arrives. */
+INLINE void stream(float *restrict to, const float *restrict from, int64_t count) {
+    int64_t i = 0;
+#ifdef __SSE2__
+    if (!((uintptr_t)to & 15))
+        for (; i + 4 <= count; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#endif
+    for (; i < count; i++) to[i] = from[i];
+}
+
+INLINE void prefetch(const float *block) { /* never faults, so it may lie behind the end */
+    for (int i = 0; i < BLOCK; i += 16) __builtin_prefetch(block + i);
+}
+
+static double power(double base, int64_t exponent) {
+    double result = 1;
+    for (; exponent > 0; exponent >>= 1, base *= base)
+        if (exponent & 1) result *= base;
+    return result;
+}
+
+/* 1 / (1 - beta^t), and 0 before the first step, where nothing is to be walked */
+static double correction(double beta, int64_t t) { return t > 0 ? 1 / (1 - power(beta, t)) : 0; }
+
+/* Delta / lr, up to the factor 1 / (1 - beta1^t); root is 1 / sqrt(1 - beta2^t) */
+INLINE float direction(float m, float v, float root, float eps) {
+    return m / (__builtin_sqrtf(v) * root + eps);
+}
+
+/* The flags are constants where these two are called: every combination is a loop of its own. */
+INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end, int is_bfloat16,
+                 int is_ahead, int is_amsgrad, int is_streamed) {
+    int64_t t = (int64_t)*o->t; /* counts this step already */
+    float back = (float)(s->back * correction(s->beta1, t - 1));
+    float root_before = (float)__builtin_sqrt(correction(s->beta2, t - 1));
+    float rate = (float)(s->lr * correction(s->beta1, t));
+    float ahead = (float)(s->ahead * correction(s->beta1, t));
+    float root = (float)__builtin_sqrt(correction(s->beta2, t));
+    float eps = (float)s->eps, decay = (float)s->decay, scale = (float)s->gradient;
+    float rest1 = (float)(1 - s->beta1), beta2 = (float)s->beta2, rest2 = (float)(1 - s->beta2);
+    const float *source = o->source ? o->source : o->param;
+    const float *grads = o->grad;
+    const uint16_t *grads16 = o->grad;
+    float *params = o->param, *sink = o->sink, *ms = o->m, *vs = o->v, *v_maxes = o->v_max;
+    uint16_t *params16 = o->param;
+    float block[BLOCK];
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t count = end - start < BLOCK ? end - start : BLOCK;
+        float *predicted = is_streamed ? block : params + start;
+#pragma GCC ivdep
+        for (int64_t k = 0; k < count; k++) {
+            int64_t i = start + k;
+            float theta = source[i], m = ms[i], v = vs[i];
+            float g = scale * (is_bfloat16 ? to_float(grads16[i]) : grads[i]);
+            float v_max = is_amsgrad ? v_maxes[i] : v;
+            if (is_ahead) theta += back * direction(m, v_max, root_before, eps);
+            ms[i] = m += rest1 * (g - m);
+            vs[i] = v = v * beta2 + rest2 * g * g;
+            if (is_amsgrad) v_maxes[i] = v_max = v_max >= v ? v_max : v;
+            float u = direction(m, is_amsgrad ? v_max : v, root, eps);
+            /* rounded here, before the forecast: else nobody could tell the two apart again */
+            theta = theta * decay - rate * u;
+            if (is_bfloat16) {
+                sink[i] = theta;
+                params16[i] = to_bfloat16(theta - ahead * u);
+            } else
+                predicted[k] = theta - ahead * u;
+        }
+        if (is_streamed) {
+            int64_t next = start + BLOCK;
+            prefetch(source + next), prefetch(grads + next), prefetch(ms + next);
+            prefetch(vs + next);
+            stream(params + start, block, count);
+        }
+    }
+}
+
+INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t end,
+                     int is_bfloat16, int is_kept, int is_streamed) {
+    int64_t t = (int64_t)*o->t;
+    float ahead = (float)(s->ahead * correction(s->beta1, t));
+    float back = o->source ? 0 : (float)(s->back * correction(s->beta1, t));
+    float root = (float)__builtin_sqrt(correction(s->beta2, t));
+    float eps = (float)s->eps, decay = (float)s->decay;
+    const float *source = o->source ? o->source : o->param;
+    const float *ms = o->m, *vs = o->v_max ? o->v_max : o->v;
+    float *params = o->param, *sink = o->sink;
+    uint16_t *params16 = o->param;
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t stop = end - start < BLOCK ? end : start + BLOCK;
+        if (is_streamed) {
+            prefetch(source + start + BLOCK), prefetch(ms + start + BLOCK);
+            prefetch(vs + start + BLOCK);
+            stream(sink + start, source + start, stop - start);
+        }
+#pragma GCC ivdep
+        for (int64_t i = start; i < stop; i++) {
+            float theta = source[i];
+            if (is_kept && !is_streamed) sink[i] = theta;
+            float u = direction(ms[i], vs[i], root, eps);
+            if (!is_kept && !is_bfloat16) theta += back * u; /* rounded here, as in the step */
+            theta = theta * decay - ahead * u;
+            if (is_bfloat16)
+                params16[i] = to_bfloat16(theta);
+            else
+                params[i] = theta;
+        }
+    }
+}
+
+INLINE void run_step(const Operand *o, const Share *share, int64_t begin, int64_t end,
+                     int is_amsgrad) {
+    const Settings *s = share->settings;
+    if (share->is_bfloat16)
+        step(o, s, begin, end, 1, 0, is_amsgrad, 0);
+    else if (o->source && share->is_large)
+        step(o, s, begin, end, 0, 0, is_amsgrad, 1);
+    else if (o->source || s->back == 0)
+        step(o, s, begin, end, 0, 0, is_amsgrad, 0);
+    else
+        step(o, s, begin, end, 0, 1, is_amsgrad, 0);
+}
+
+INLINE void run_forecast(const Operand *o, const Share *share, int64_t begin, int64_t end) {
+    const Settings *s = share->settings;
+    if (share->is_bfloat16)
+        forecast(o, s, begin, end, 1, 0, 0);
+    else if (o->sink && share->is_large)
+        forecast(o, s, begin, end, 0, 1, 1);
+    else if (o->sink)
+        forecast(o, s, begin, end, 0, 1, 0);
+    else
+        forecast(o, s, begin, end, 0, 0, 0);
+}
+
+EVERY_PROCESSOR void weightcast_run_share(const Share *share) {
+    int64_t first = 0;
+    for (const Operand *o = share->operands; first < share->end; first += o->size, o++) {
+        int64_t begin = share->begin > first ? share->begin - first : 0;
+        int64_t end = share->end - first < o->size ? share->end - first : o->size;
+        if (begin >= end) continue;
+        if (!share->is_step)
+            run_forecast(o, share, begin, end);
+        else if (o->v_max)
+            run_step(o, share, begin, end, 1);
+        else
+            run_step(o, share, begin, end, 0);
+    }
+#ifdef __SSE2__
+    _mm_sfence(); /* what was streamed is there for everybody */
+#endif
+}
+
+static void *run_thread(void *share) {
+    weightcast_run_share(share);
+    return 0;
+}
+
+void weightcast_run(const Operand *operands, int64_t count, const Settings *settings, int is_step,
+                    int is_bfloat16, int threads) {
+    Share shares[MAX_THREADS];
+    pthread_t workers[MAX_THREADS];
+    int is_running[MAX_THREADS];
+    int64_t total = 0, begin = 0;
+    for (int64_t k = 0; k < count; k++) {
+        total += operands[k].size;
+        if (is_step) *operands[k].t += 1;
+    }
+    if (threads > total / SMALLEST_SHARE) threads = (int)(total / SMALLEST_SHARE);
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads < 1) threads = 1;
+    for (int k = 0; k < threads; k++) {
+        int64_t end = k == threads - 1 ? total : total * (k + 1) / threads / BLOCK * BLOCK;
+        shares[k] = (Share){operands, settings, begin, end, is_step, is_bfloat16,
+                          total >= STREAM_FROM};
+        begin = end;
+        is_running[k] = k > 0 && !pthread_create(&workers[k], 0, run_thread, &shares[k]);
+    }
+    for (int k = 0; k < threads; k++) /* the first share, and any whose thread could not be made */
+        if (!is_running[k]) weightcast_run_share(&shares[k]);
+    for (int k = 0; k < threads; k++)
+        if (is_running[k]) pthread_join(workers[k], 0);
+}

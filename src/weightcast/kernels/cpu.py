@@ -1,0 +1,128 @@
+"""The kernels in C for CPUs, called through ctypes: `adamw.c`."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightcast.kernels import Operands, Settings, alike, increment_version, like
+from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Settings(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_double)
+        for name in ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient")
+    )
+
+
+def _library() -> ctypes.CDLL:
+    """The compiled kernels: those of the wheel, else compiled once for this user and source."""
+    path = LIBRARY
+    if not path.exists():
+        recipe = SOURCE.read_bytes() + " ".join((*FLAGS, platform.machine())).encode()
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(root, "weightcast", f"adamw-{hashlib.sha256(recipe).hexdigest()[:16]}.so")
+        if not path.exists():
+            compile_library(path)
+    return ctypes.CDLL(str(path))
+
+
+try:
+    _run = _library().weightcast_run
+except (OSError, RuntimeError, AttributeError) as error:
+    raise ImportError(str(error)) from error
+_run.restype = None
+_run.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.POINTER(_Settings),
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+)
+
+
+def handles(p: Tensor, moments: Sequence[Tensor]) -> bool:
+    """Dense float32 and bfloat16, with float32 moments laid out like the parameter."""
+    return p.dtype in _DTYPES and all(
+        m.dtype is torch.float32 and alike(p, m) and m.device == p.device for m in moments
+    )
+
+
+def step(o: Operands, s: Settings) -> None:
+    """AdamW's update of θ, then the forecast along it."""
+    if s.found_inf is not None and s.found_inf.item():
+        # nothing is updated; from where θ is, only the forecast is made anew
+        _launch(o, replace(s, decay=1.0), is_step=False)
+        return
+    gradient = 1.0 if s.grad_scale is None else 1 / s.grad_scale.item()
+    _launch(o, s, is_step=True, gradient=-gradient if s.maximize else gradient)
+
+
+def forecast(o: Operands, s: Settings) -> None:
+    """θ̂ = decay·θ - ahead·Δ/γ, whether the parameters are at θ or at another θ̂."""
+    _launch(o, s, is_step=False)
+
+
+def _launch(o: Operands, s: Settings, is_step: bool, gradient: float = 1.0) -> None:
+    if o.prepared is None:
+        o.prepared = _prepare(o)
+    operands, layouts = o.prepared
+    grads = []
+    if is_step:
+        grads = [
+            g if g.dtype is p.dtype and g.stride() == layout else like(g, p)
+            for g, p, layout in zip(o.grads, o.params, layouts, strict=True)
+        ]
+        operands[_GRAD :: len(_COLUMNS)] = array("q", map(Tensor.data_ptr, grads))
+    lr = float(s.lr)
+    settings = _Settings(
+        lr,
+        s.beta1,
+        s.beta2,
+        s.eps,
+        1 - lr * s.weight_decay if is_step else float(s.decay),
+        float(s.back),
+        float(s.ahead),
+        gradient,
+    )
+    is_bfloat16 = o.params[0].dtype is torch.bfloat16
+    threads = torch.get_num_threads()
+    _run(operands.buffer_info()[0], len(o.params), settings, is_step, is_bfloat16, threads)
+    increment_version(o.params)
+
+
+_COLUMNS = (
+    "params",
+    "grads",
+    "sources",
+    "sinks",
+    "exp_avgs",
+    "exp_avg_sqs",
+    "max_exp_avg_sqs",
+    "counts",
+    "sizes",
+)
+_GRAD = _COLUMNS.index("grads")
+
+
+def _prepare(o: Operands) -> tuple[array[int], list[tuple[int, ...]]]:
+    """The table of pointers that the kernels read, row by row, and the parameters' strides."""
+    table = array("q", bytes(8 * len(_COLUMNS) * len(o.params)))
+    for column, name in enumerate(_COLUMNS[:-1]):
+        if tensors := getattr(o, name):
+            table[column :: len(_COLUMNS)] = array("q", map(Tensor.data_ptr, tensors))
+    table[len(_COLUMNS) - 1 :: len(_COLUMNS)] = array("q", map(Tensor.numel, o.params))
+    return table, [p.stride() for p in o.params]
