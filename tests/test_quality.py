@@ -64,8 +64,14 @@ def test_the_library_can_be_read_in_ten_minutes() -> None:
     """The mechanism on its own; and the optimizer that makes it free, with its kernels."""
     kernels = [LIBRARY / "adamw.py", *(LIBRARY / "kernels").glob("*.py")]
     mechanism = set(LIBRARY.rglob("*.py")) - set(kernels)
-    assert sum(map(code_lines, mechanism)) <= 750
+    assert sum(map(code_lines, mechanism)) <= 1000
     assert sum(map(code_lines, kernels)) <= 850
+
+
+def test_every_room_is_small() -> None:
+    """A reader finds the place of any line from the names of the files."""
+    sizes = {path.name: len(path.read_text().splitlines()) for path in LIBRARY.rglob("*.py")}
+    assert {name for name, size in sizes.items() if size > 275} <= {"adamw.py"}
 
 
 def test_a_rule_is_at_most_a_dozen_lines() -> None:

@@ -16,7 +16,8 @@ from tests.discovery import (
     shapes,
 )
 from tests.oracles.by_hand import ByHand, last_displacement
-from weightcast.rules import OBSERVED, decay_factor, decaying_steps, rule_for
+from weightcast.distance import decay_factor, decaying_steps
+from weightcast.rules import OBSERVED, rule_for
 
 CASES = cases()
 

@@ -1,4 +1,4 @@
-"""When the weights are where: the timetable of `weightcast.prediction`, and its invariants."""
+"""When the weights are where: the timetable of `weightcast.timetable`, and its invariants."""
 
 import copy
 import warnings
@@ -21,6 +21,8 @@ from tests.helpers import (
     train,
     weights,
 )
+from weightcast import plans
+from weightcast.passes import Way
 
 KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
 
@@ -546,14 +548,14 @@ def test_a_module_with_a_training_step_is_predicted_through_its_parts() -> None:
     assert not network._forward_pre_hooks
 
 
-def test_multi_tensor_passes_are_split_to_bound_their_memory(monkeypatch) -> None:
+def test_passes_over_many_tensors_are_split_to_bound_their_memory(monkeypatch) -> None:
     """R26: the temporaries of a pass stay small beside the model; the numbers stay the same."""
     results = []
-    for elements in (2**26, 5):
+    for elements in (2**16, 5):
         torch.manual_seed(0)
-        monkeypatch.setattr("weightcast.prediction._MULTI_TENSOR_ELEMENTS", elements)
-        model, _optimizer, prediction = attached(foreach=True)
-        batches = list(prediction._batches(_optimizer))
+        monkeypatch.setitem(plans._LARGEST, Way.GATHERED, elements)
+        model, optimizer, prediction = attached()
+        batches = prediction._batches(optimizer)
         results.append((weights(model), [len(batch.params) for batch in batches]))
     (whole, together), (split, apart) = results
     assert same(whole, split)

@@ -1,6 +1,7 @@
 """Train in fewer steps by forecasting the weights."""
 
 from weightcast.adamw import AdamW
+from weightcast.attachment import attach
 from weightcast.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -8,7 +9,7 @@ from weightcast.errors import (
     UnsupportedOptimizerError,
     WeightcastError,
 )
-from weightcast.prediction import WeightPrediction, attach
+from weightcast.prediction import WeightPrediction
 from weightcast.rules import register_rule
 
 __all__ = [

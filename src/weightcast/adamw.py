@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
+from weightcast.distance import STEPS, checked_steps, reach
 from weightcast.errors import InvalidArgumentError, InvalidTypeError, PredictionWarning
 from weightcast.kernels import (
     FUSED_DEVICES,
@@ -23,8 +22,10 @@ from weightcast.kernels import (
     eager,
     operands_of,
 )
+from weightcast.passes import kept_memory
+from weightcast.plans import Plans, memory_of, planned
 from weightcast.prediction import WeightPrediction
-from weightcast.rules import Group, adam, checked_steps, reach, register_rule
+from weightcast.rules import Group, adam, register_rule
 from weightcast.tensors import moving, plain, untraced
 
 DISTANCE = "prediction_distance"
@@ -94,7 +95,7 @@ class AdamW(torch.optim.AdamW):
         False
     """
 
-    prediction_handle: type[AdamWPrediction]
+    prediction_class: type[AdamWPrediction]
     """What `attach` returns."""
 
     def __init__(
@@ -138,16 +139,16 @@ class AdamW(torch.optim.AdamW):
             capturable=capturable,
             fused=fused,
         )
-        self.defaults["prediction_steps"] = steps
+        self.defaults[STEPS] = steps
         for group in self.param_groups:
-            group.setdefault("prediction_steps", steps)
+            group.setdefault(STEPS, steps)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also after loading a checkpoint of torch's AdamW, which knows no forecasts."""
         super().__setstate__(state)  # type: ignore[no-untyped-call, unused-ignore]
         self._forget()
         for group in self.param_groups:
-            group.setdefault("prediction_steps", self.defaults["prediction_steps"])
+            group.setdefault(STEPS, self.defaults[STEPS])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is at θ."""
@@ -183,7 +184,7 @@ class AdamW(torch.optim.AdamW):
 
     def _forget(self) -> None:
         self._kept: dict[Tensor, Tensor] = {}  # memory of θ; it is θ while its group is predicted
-        self._plans: dict[Any, tuple[Any, list[_Batch]]] = {}  # the last batches of each kind
+        self._plans: Plans = {}  # the last batches of each kind
         self._versions: dict[Tensor, int] = {}  # of low-precision weights, as last written here
         self._unused = 0  # steps since the last forecast
 
@@ -230,7 +231,7 @@ class AdamW(torch.optim.AdamW):
         lr = group["lr"] if lr is None else lr
         if isinstance(lr, Tensor) and lr.device.type == "cpu":
             lr = lr.item()
-        steps: float | Tensor = reach(group, self.defaults["prediction_steps"], self._decaying)
+        steps: float | Tensor = reach(group, self.defaults[STEPS], self._decaying)
         return steps * lr if steps else 0.0
 
     # --- there and back --------------------------------------------------------------------------
@@ -314,7 +315,7 @@ class AdamW(torch.optim.AdamW):
                 f"got {len(rates)}."
             )
         self._unused += 1
-        if self._unused == 2 and not self._eager and any(g["prediction_steps"] for g in groups):
+        if self._unused == 2 and not self._eager and any(g[STEPS] for g in groups):
             warnings.warn(_UNUSED, PredictionWarning, stacklevel=2)
         with moving():
             for group, rate in zip(groups, rates, strict=True):
@@ -349,10 +350,10 @@ class AdamW(torch.optim.AdamW):
             return []
         is_predicted = DISTANCE in group
         key = (id(group), kind, is_predicted, group["amsgrad"], self._is_torchs(group))
-        last, batches = self._plans.get(key, (None, []))
-        if [_memory(p, self.state[p]) for p in params] != last:
-            batches = self._sorted(group, params, kind)
-            self._plans[key] = [_memory(p, self.state[p]) for p in params], batches
+        mark = [memory_of(p, self.state[p]) for p in params]
+        batches: list[_Batch] = planned(
+            self._plans, key, mark, lambda: self._sorted(group, params, kind)
+        )
         for batch in batches:
             if batch.operands.params[0].dtype in _LOW_PRECISION and not is_predicted:
                 self._heed(batch)
@@ -370,7 +371,7 @@ class AdamW(torch.optim.AdamW):
                 source = plain(state["master"])
                 sink = source if is_step else None
             elif DISTANCE not in group:
-                sink = plain(self._memory_for(p)) if keeps else None
+                sink = plain(kept_memory(p, self._kept)) if keeps else None
             elif p in self._kept:
                 source = plain(self._kept[p])
             is_torchs = self._is_torchs(group) and p.dtype not in _LOW_PRECISION
@@ -386,13 +387,7 @@ class AdamW(torch.optim.AdamW):
 
     def _is_torchs(self, group: Group) -> bool:
         """Whether this is the plain optimizer, which is torch's bit for bit."""
-        return not reach(group, self.defaults["prediction_steps"], self._decaying)
-
-    def _memory_for(self, p: Tensor) -> Tensor:
-        kept = self._kept.get(p)
-        if kept is None or _kind(kept) != _kind(p):
-            kept = self._kept[p] = torch.empty_like(p)
-        return kept
+        return not reach(group, self.defaults[STEPS], self._decaying)
 
     def _prepared(self, p: Tensor, group: Group) -> dict[str, Any]:
         """The state of a parameter: new, completed, or as it is."""
@@ -451,21 +446,21 @@ class AdamWPrediction(WeightPrediction):
     """What `attach` returns for `AdamW`, which moves the weights itself."""
 
     _optimizer: Callable[[], AdamW | None]
+    _hears_of_steps = False
 
     @property
     def steps(self) -> float:
         """As `WeightPrediction.steps`; they live in the optimizer's parameter groups."""
         optimizer = self._optimizer()
-        return self._steps if optimizer is None else optimizer.defaults["prediction_steps"]
+        return self._steps if optimizer is None else optimizer.defaults[STEPS]
 
     @steps.setter
     def steps(self, value: float) -> None:
         optimizer = self._optimizer()
         self._steps = checked_steps(value, "steps", optimizer is not None and optimizer.decaying)
         if optimizer is not None:
-            optimizer.defaults["prediction_steps"] = self._steps
-            for group in optimizer.param_groups:
-                group["prediction_steps"] = self._steps
+            for holder in (optimizer.defaults, *optimizer.param_groups):
+                holder[STEPS] = self._steps
 
     @property
     def is_predicted(self) -> bool:
@@ -484,11 +479,8 @@ class AdamWPrediction(WeightPrediction):
         if (optimizer := self._optimizer()) is not None:
             optimizer.eval()
 
-    def _hook_steps(self, optimizer: Optimizer) -> None:
-        """Its step starts and ends where it should."""
 
-
-AdamW.prediction_handle = AdamWPrediction
+AdamW.prediction_class = AdamWPrediction
 register_rule(AdamW, decoupled_weight_decay=True, foreach=True)(adam)
 
 
@@ -499,18 +491,6 @@ class _Batch:
     backend: Any
     params: list[Tensor]
     operands: Operands
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _memory(p: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells whether a parameter and its state are where they were."""
-    tensors: Iterable[Tensor] = state.values()
-    if type(p) is not Parameter:
-        p, tensors = plain(p), map(plain, tensors)
-    return p.data_ptr(), p.stride(), *map(Tensor.data_ptr, tensors)
 
 
 def _is_same(one: float | Tensor, other: float | Tensor) -> bool:

@@ -7,12 +7,13 @@ torch's multi-tensor kernels, a handful of launches for a whole model (torch's c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 # As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -64,13 +65,18 @@ class Tensors:
     __rmul__ = __mul__
 
 
+def one_or_many(tensors: list[Tensor]) -> Tensor | Tensors:
+    """What a formula is given: a tensor, or several that compute like one."""
+    return tensors[0] if len(tensors) == 1 else Tensors(tensors)
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The memory behind a parameter or its state, as a real tensor on this device.
 
     A DTensor gives its local shard, a complex tensor its real view: element-wise rules hold there
     unchanged, and writing to the result writes to `tensor`.
     """
-    if hasattr(tensor, "to_local"):
+    if type(tensor) not in (Tensor, Parameter) and hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
@@ -86,14 +92,19 @@ def host_step(state: Mapping[str, Any]) -> float | None:
 class StateView(Mapping[str, Any]):
     """The optimizer's state of one or more parameters, as a rule reads it.
 
-    `state["exp_avg"]` is a `Tensor` (one parameter) or `Tensors` (several). `state["step"]` is a
+    `state["exp_avg"]` is a `Tensor` (one parameter) or `Tensors` (several), or what `joined` makes
+    of them; what is no tensor has one value for all. `state["step"]` is a
     number where the count lives on the host, else a float64 tensor on the device: 1 - β₂ᵗ of a
     float32 count loses four digits at t = 1. It is at least 1: where the very first step was
     skipped, the moments are zero, and so is Δ rather than 0/0.
     """
 
-    def __init__(self, states: Sequence[Mapping[str, Any]]) -> None:
-        self._states = states
+    def __init__(
+        self,
+        states: Sequence[Mapping[str, Any]],
+        joined: Callable[[list[Tensor]], Tensor | Tensors] = one_or_many,
+    ) -> None:
+        self._states, self._joined = states, joined
 
     def __getitem__(self, key: str) -> Any:
         values = [state[key] for state in self._states]
@@ -103,10 +114,10 @@ class StateView(Mapping[str, Any]):
             # one launch converts all the counts; MPS has no float64
             counts = torch.stack([plain(value) for value in values])
             counts = counts if counts.device.type == "mps" else counts.double()
-            values = list(counts.clamp(min=1).unbind())
-        elif isinstance(values[0], Tensor):
-            values = [plain(value) for value in values]
-        return values[0] if len(values) == 1 else Tensors(values)
+            return one_or_many(list(counts.clamp(min=1).unbind()))
+        if isinstance(values[0], Tensor):
+            return self._joined([plain(value) for value in values])
+        return values[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._states[0])

@@ -1,0 +1,124 @@
+"""The one line that turns weight prediction on."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+from torch.optim import Optimizer
+
+from weightcast.errors import InvalidArgumentError, InvalidTypeError
+from weightcast.prediction import WeightPrediction
+from weightcast.rules import Formula, check_supported, chosen_rule
+
+DEFAULT_STEPS = 3.0
+
+_live: weakref.WeakSet[WeightPrediction] = weakref.WeakSet()
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: float | None = None,
+    *,
+    rule: Formula | str | None = None,
+    decaying: bool = False,
+    weight_decay: bool = False,
+) -> WeightPrediction:
+    r"""Turn weight prediction on; the training loop stays as it is.
+
+    From now on every training forward of `model` and its backward run at the predicted weights
+
+    $$\hat\theta = \theta - s\,\Delta,$$
+
+    with Δ the optimizer's own last update (decoupled weight decay aside) at the present learning
+    rate. `optimizer.step()` puts the true weights θ back, bit for bit, before it applies the
+    gradient: Algorithm 1 of Guan, "Weight Prediction Boosts the Convergence of AdamW" (PAKDD 2023).
+    While predicted, one saved copy of the weights is held.
+
+    Args:
+        model: The module whose forward is called in training.
+        optimizer: Its optimizer, which stays the plain torch optimizer that it is.
+        steps: s, how many optimizer steps to look ahead, 3 unless given; fractions are fine, 0 is
+            the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.
+            `weightcast.AdamW` keeps its steps there: they are set if given.
+        rule: Where Δ comes from: a function as for `register_rule`, `"observed"` (the difference of
+            the weights around the last step), or None for the rule of the optimizer's class, else
+            `"observed"`.
+        decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s: what momentum alone would still
+            do. `steps` may then be infinite.
+        weight_decay: Include decoupled weight decay, θ̂ = (1 - γλ)ˢ·θ - s·Δ. An observed Δ includes
+            it in any case.
+
+    Returns:
+        The handle: `predict()`, `restore()`, `predicted()`, `steps`, `detach()`.
+
+    Raises:
+        InvalidTypeError: `model`, `optimizer`, `steps` or `rule` is of the wrong kind.
+        InvalidArgumentError: `steps` is NaN, infinite or beyond ±100; the model has no parameters;
+            the optimizer's parameters are not the model's; already attached; `rule`, `decaying` or
+            `weight_decay` for `weightcast.AdamW`, whose forecast is its own.
+        UnsupportedOptimizerError: the optimizer has no displacement to forecast along.
+
+    Example:
+        >>> import torch, weightcast
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> prediction = weightcast.attach(model, optimizer, steps=3)
+        >>> for _ in range(2):
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     _ = optimizer.step()
+        >>> prediction
+        WeightPrediction(AdamW, steps=3, at the true weights)
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidTypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+        )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # a framework's wrapper: look inside
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+    check_supported(optimizer)
+    kind: type[WeightPrediction] = getattr(optimizer, "prediction_class", WeightPrediction)
+    if kind is not WeightPrediction and (rule is not None or decaying or weight_decay):
+        raise InvalidArgumentError(
+            f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
+            "do not apply to it here; see its own arguments."
+        )
+    prediction = kind(
+        DEFAULT_STEPS if steps is None else steps, decaying=decaying, weight_decay=weight_decay
+    )
+    the_rule = chosen_rule(optimizer, rule)
+    prediction._check_settings(optimizer)
+    _check_parameters(model, optimizer)
+    prediction._begin(model, optimizer, the_rule)
+    _live.add(prediction)
+    if steps is not None:
+        prediction.steps = steps
+    return prediction
+
+
+def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+    owned = {id(p) for p in model.parameters()}
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not owned:
+        raise InvalidArgumentError(
+            f"the model ({type(model).__name__}) has no parameters to predict."
+        )
+    if not owned & moved:
+        raise InvalidArgumentError(
+            "none of the optimizer's parameters belongs to the model: build the optimizer from "
+            "model.parameters(), and attach after anything that replaces parameters (moving to "
+            "another device type, FSDP, ZeRO). Back-ends that train a copy of the weights cannot "
+            "be predicted."
+        )
+    for other in _live:
+        taken = other._optimizer()
+        if taken is not None and moved & {id(p) for g in taken.param_groups for p in g["params"]}:
+            raise InvalidArgumentError(
+                "weight prediction is attached to these parameters already; call detach() on the "
+                "earlier WeightPrediction first, or set its steps."
+            )

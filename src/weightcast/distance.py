@@ -1,0 +1,76 @@
+"""How far to walk along the displacement: s, or what is asked for in its place."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from weightcast.errors import InvalidArgumentError, InvalidTypeError
+from weightcast.rules import Group, Rule
+
+STEPS = "prediction_steps"
+"""Group key: s of the group alone."""
+
+MAX_STEPS = 100.0
+"""Largest |steps|: the forecast extrapolates one update and is useful for a few steps only."""
+
+
+def checked_steps(value: Any, name: str, decaying: bool) -> float:
+    """A number of steps to look ahead, as a float.
+
+    Raises:
+        InvalidTypeError: it is not a number.
+        InvalidArgumentError: it is NaN, infinite (unless decaying) or beyond ±100.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidTypeError(f"{name} must be a number, got {value!r}.")
+    steps = float(value)
+    if math.isnan(steps) or (abs(steps) > MAX_STEPS and not (decaying and math.isinf(steps))):
+        raise InvalidArgumentError(
+            f"{name} must be a number of optimizer steps between -{MAX_STEPS:g} and "
+            f"{MAX_STEPS:g} (1 to 3 is usual), got {value!r}."
+        )
+    return steps
+
+
+def reach(group: Group, steps: float, decaying: bool) -> float:
+    """How many displacements to walk in this group; its own `"prediction_steps"` wins.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: as `checked_steps`, `decaying_steps`.
+    """
+    own = group.get(STEPS)
+    if own is not None:
+        steps = checked_steps(own, "a group's prediction_steps", decaying)
+    return decaying_steps(steps, group) if decaying else steps
+
+
+def decaying_steps(steps: float, group: Group) -> float:
+    """The displacements that momentum alone would still walk in `steps` steps: Σ β₁ᵏ, k = 1..s.
+
+    With no further gradient the k-th next displacement is about β₁ᵏ·Δ. The closed form
+    β₁(1 - β₁ˢ)/(1 - β₁) holds for fractional s; s = ∞ gives β₁/(1 - β₁).
+
+    Raises:
+        InvalidArgumentError: the group has neither `betas` nor `momentum`.
+    """
+    if "betas" in group:
+        beta = float(group["betas"][0])
+    elif "momentum" in group:
+        beta = float(group["momentum"])
+    else:
+        raise InvalidArgumentError(
+            "decaying=True needs an optimizer with betas or momentum; this parameter group has "
+            f"only {sorted(key for key in group if key != 'params')}."
+        )
+    total = steps if beta == 1 else beta * (1 - beta ** abs(steps)) / (1 - beta)
+    return math.copysign(total, steps)
+
+
+def decay_factor(rule: Rule, group: Group, steps: float) -> Any:
+    """What `steps` steps of decoupled weight decay leave of a weight: (1 - γλ)ˢ."""
+    decay = group.get("weight_decay", 0.0)
+    if not decay or not group.get("decoupled_weight_decay", rule.decoupled):
+        return 1.0
+    return (1 - group["lr"] * decay) ** steps

@@ -1,0 +1,95 @@
+"""Displacements that no state tells: seen around a step, as the difference of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from weightcast.passes import buffer_like, nonzero, plain_all
+from weightcast.rules import OBSERVED, Group
+from weightcast.tensors import moving, plain
+
+
+class Observer:
+    """Keeps θ from before a step, and what the step subtracted from it.
+
+    Δ divided by the learning rate is kept in the optimizer's state, as `OBSERVED`, and so belongs
+    to its checkpoints. While predicted, and while the optimizer steps, the same memory holds θ.
+    """
+
+    def __init__(self) -> None:
+        self.apart: dict[Tensor, dict[str, Any]] = {}  # state of those whose own stays empty
+        self._before: list[tuple[Group, list[Tensor], list[Tensor]]] = []
+        self._spare: dict[Tensor, Tensor] = {}  # a second memory, where a step may be skipped
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether a step is under way, and θ from before it is kept."""
+        return bool(self._before)
+
+    def state_of(self, optimizer: Optimizer, p: Tensor) -> dict[str, Any]:
+        """The optimizer's state of a parameter, or what is kept in its place."""
+        return optimizer.state.get(p) or self.apart.get(p, {})
+
+    def begin(self) -> None:
+        """A step begins; one that raised never ended."""
+        self._before.clear()
+
+    def remember(self, optimizer: Optimizer, group: Group, held: dict[Tensor, Tensor]) -> None:
+        """Keep θ of a group's parameters; `held` is the memory that holds it already."""
+        may_skip = hasattr(optimizer, "found_inf")  # a fused step under a gradient scaler
+        params = list(filter(takes_part, group["params"]))
+        fresh: dict[Tensor, Tensor] = {}
+        for p in params:
+            if p not in held:
+                last = None if may_skip else self.state_of(optimizer, p).pop(OBSERVED, None)
+                fresh[p] = buffer_like(p, self._spare.pop(p, None) if last is None else last)
+        if fresh:
+            with moving():
+                torch._foreach_copy_(plain_all(fresh.values()), plain_all(fresh))
+        buffers = list(map((held | fresh).__getitem__, params))
+        self._before.append((group, params, buffers))
+
+    def forget(self, optimizer: Optimizer, group: Group) -> None:
+        """An old displacement is not to be taken for the last one later."""
+        for p in filter(takes_part, group["params"]):
+            self.state_of(optimizer, p).pop(OBSERVED, None)
+
+    def compare(self, optimizer: Optimizer) -> None:
+        """The step has ended: what it subtracted is the displacement."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        for group, params, buffers in self._before:
+            with moving():
+                torch._foreach_sub_(plain_all(buffers), plain_all(params))
+                torch._foreach_div_(plain_all(buffers), nonzero(group.get("lr", 1.0)))
+            # an empty state tells many optimizers to initialise it: it stays empty
+            is_lazy = any(optimizer.state.get(p) for p in params)
+            for p, displacement in zip(params, buffers, strict=True):
+                is_apart = is_lazy and not optimizer.state.get(p)
+                state = self.apart.setdefault(p, {}) if is_apart else optimizer.state[p]
+                if found_inf is not None and OBSERVED in state:
+                    _keep_if(found_inf, displacement, state[OBSERVED])
+                    self._spare[p] = state[OBSERVED]
+                state[OBSERVED] = displacement
+        self._before.clear()
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        for held in (self.apart, self._before, self._spare):
+            held.clear()
+
+
+def takes_part(p: Tensor) -> bool:
+    """Whether a step may update the parameter."""
+    return p.requires_grad or p.grad is not None
+
+
+def _keep_if(found_inf: Tensor, displacement: Tensor, last: Tensor) -> None:
+    """Where the step was skipped, the last displacement stands; decided on the device."""
+    target = plain(displacement)
+    skipped = found_inf.to(target.device) > 0
+    with moving():
+        target.copy_(torch.where(skipped, plain(last), target))

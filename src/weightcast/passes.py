@@ -1,0 +1,216 @@
+"""How bytes move: parameters of one kind go to θ̂ and back, in as few passes over memory as we can.
+
+| parameters | how |
+|---|---|
+| on a CPU or GPU for which there are kernels, by Adam's rule | kernels: one pass |
+| on a CPU, by an element-wise rule, large | tiles: what is computed of each stays in the cache |
+| on a CPU, by an element-wise rule, small | gathered: one formula for many |
+| on other devices, by an element-wise rule | multi-tensor, where torch's optimizer is |
+| by any other rule | one by one |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from weightcast.errors import InvalidArgumentError
+from weightcast.kernels import Operands, Settings, operands_of
+from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule
+from weightcast.tensors import StateView, Tensors, plain
+
+TILE = 2**16
+"""Elements of a tile, and of the small parameters that are gathered into one."""
+
+
+class Way(Enum):
+    """How the parameters of a batch are computed."""
+
+    KERNELS = auto()
+    TILED = auto()
+    GATHERED = auto()
+    MULTI_TENSOR = auto()
+    SINGLE = auto()
+
+
+@dataclass(eq=False)
+class Batch:
+    """Parameters of one group that move together.
+
+    `saved` is the memory that keeps θ while they are at θ̂; an observed displacement lends its own.
+    """
+
+    group: Group
+    rule: Rule
+    way: Way
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    kernels: Any = None
+    memory: dict[Tensor, Tensor] = field(default_factory=dict)  # what served as `saved` so far
+    saved: list[Tensor] = field(default_factory=list)
+    operands: Operands = field(default_factory=Operands)
+    scale: float | Tensor = 1.0  # observed: how many times what `saved` held they were moved
+
+    def forecast(self, reach: float, decay: Any = 1.0) -> None:
+        """Keep θ, and move to θ̂ = decay·θ - reach·Δ, the paper's Eq. 7; all or nothing.
+
+        Raises:
+            InvalidArgumentError: the rule returned another shape than the parameter's.
+        """
+        if self.is_observed:
+            self.saved = [state[OBSERVED] for state in self.states]
+            self.scale = nonzero(reach * self.group.get("lr", 1.0))
+        elif not self.saved:
+            self._prepare()
+        if self.way is Way.KERNELS:
+            self._by_kernels(reach, decay)
+            return
+        done: list[tuple[list[Tensor], list[Tensor]]] = []
+        try:
+            for state, params, saved in self._pieces():
+                deltas = self._deltas(state, params)
+                torch._foreach_copy_(saved, params)
+                done.append((params, saved))
+                if isinstance(decay, Tensor) or decay != 1:
+                    torch._foreach_mul_(params, decay)
+                torch._foreach_sub_(params, deltas, alpha=reach)
+        except BaseException:
+            for params, saved in done:
+                torch._foreach_copy_(params, saved)
+            raise
+        finally:
+            if self.is_observed:  # its memory holds θ now
+                for lender in self.states:
+                    lender.pop(OBSERVED, None)
+
+    def restore(self) -> None:
+        """Put θ back, bit for bit."""
+        torch._foreach_copy_(plain_all(self.params), plain_all(self.saved))
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether the displacement is what was seen around the last step."""
+        return self.rule is OBSERVED_RULE
+
+    def observed(self) -> list[Tensor]:
+        """While predicted: what `saved` held, rebuilt from how far the weights were moved."""
+        walked = torch._foreach_sub(plain_all(self.saved), plain_all(self.params))
+        return list(torch._foreach_div(walked, self.scale))
+
+    def keep(self, observed: list[Tensor]) -> None:
+        """After `restore`: the displacements are in the state again."""
+        torch._foreach_copy_(plain_all(self.saved), observed)
+        for state, buffer in zip(self.states, self.saved, strict=True):
+            state[OBSERVED] = buffer
+
+    def displacements(self) -> list[Tensor]:
+        """Δ of each parameter, as new `plain` tensors."""
+        pairs = zip(self.params, self.states, strict=True)
+        return [self._deltas(StateView([state]), [plain(p)])[0] for p, state in pairs]
+
+    def _prepare(self) -> None:
+        """All memory is there before any weight moves."""
+        self.saved = [kept_memory(p, self.memory) for p in self.params]
+        if self.way is Way.KERNELS:
+            sinks = plain_all(self.saved)
+            self.operands = operands_of(self.params, self.states, self.group, sinks=sinks)
+
+    def _pieces(self) -> Iterator[tuple[StateView, list[Tensor], list[Tensor]]]:
+        """What is computed at once: the state, the parameters, and where to keep them."""
+        params, saved = plain_all(self.params), plain_all(self.saved)
+        if self.way is Way.TILED:
+            (state,) = self.states
+            names = columns(self.rule, state)
+            for p, kept, *parts in tiles(params[0], saved[0], *(plain(state[k]) for k in names)):
+                yield StateView([state | dict(zip(names, parts, strict=True))]), [p], [kept]
+        elif self.way is Way.GATHERED and len(params) > 1:
+            yield StateView(self.states, _flatten_dense_tensors), params, saved
+        else:
+            yield StateView(self.states), params, saved
+
+    def _deltas(self, state: StateView, params: list[Tensor]) -> list[Tensor]:
+        delta = self.rule.formula(state, self.group)
+        if self.way is Way.GATHERED and len(params) > 1:
+            if delta.shape == (sum(p.numel() for p in params),):
+                return list(_unflatten_dense_tensors(delta, params))
+            delta = Tensors([delta] * len(params))
+        deltas = delta.tensors if isinstance(delta, Tensors) else [delta]
+        for p, d in zip(params, deltas, strict=True):
+            if d.shape != p.shape:
+                name = getattr(self.rule.formula, "__name__", "rule")
+                raise InvalidArgumentError(
+                    f"the rule {name!r} returned a displacement of shape {tuple(d.shape)} for a "
+                    f"parameter of shape {tuple(p.shape)}."
+                )
+        return [d.to_dense() if d.is_sparse else d for d in deltas]
+
+    def _by_kernels(self, reach: float, decay: Any) -> None:
+        group = self.group
+        if not reads_count(self.params[0], self.states[0]):
+            counts = zip(self.operands.counts, self.states, strict=True)
+            for count, state in {id(count): (count, state) for count, state in counts}.values():
+                count.fill_(state["step"])
+        beta1, beta2 = map(float, group["betas"])
+        ahead = reach * group["lr"]
+        settings = Settings(0.0, beta1, beta2, group["eps"], decay=decay, ahead=ahead)
+        self.kernels.forecast(self.operands, settings)
+
+
+def columns(rule: Rule, state: Mapping[str, Any]) -> list[str]:
+    """The tensors that an element-wise rule reads."""
+    if rule is OBSERVED_RULE:
+        return [OBSERVED]
+    return [k for k, v in state.items() if isinstance(v, Tensor) and k != "step"]
+
+
+def tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of tensors of one shape that belong together, each of about `TILE` elements."""
+    if tensors[0].numel() <= TILE:
+        yield tensors
+        return
+    if all(t.is_contiguous() for t in tensors):
+        tensors = tuple(t.view(-1) for t in tensors)
+    rows = max(1, TILE * len(tensors[0]) // tensors[0].numel())
+    yield from zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def reads_count(p: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the kernels can read the state's own step count."""
+    step = plain(state["step"]) if isinstance(state["step"], Tensor) else None
+    return step is not None and step.dtype is torch.float32 and step.device == p.device
+
+
+def plain_all(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The memory behind each."""
+    return [plain(t) for t in tensors]
+
+
+def nonzero(scale: float | Tensor) -> float | Tensor:
+    """A divisor for what is zero itself where `scale` is."""
+    if isinstance(scale, Tensor):
+        return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return scale or 1.0
+
+
+def buffer_like(p: Tensor, buffer: Tensor | None) -> Tensor:
+    """Memory of the parameter's size: the one offered, if it fits, or new."""
+    if buffer is not None and kind_of(buffer) == kind_of(p):
+        return buffer
+    return torch.empty_like(p)
+
+
+def kept_memory(p: Tensor, memory: dict[Tensor, Tensor]) -> Tensor:
+    """The parameter's part of `memory`, made or made anew if need be."""
+    memory[p] = buffer_like(p, memory.get(p))
+    return memory[p]
+
+
+def kind_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors must share to be copied element by element in the order of memory."""
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()

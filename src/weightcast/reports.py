@@ -1,0 +1,78 @@
+"""What would silently do nothing is said, once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from weightcast.errors import PredictionWarning
+from weightcast.passes import Batch, plain_all
+
+_COARSE = (torch.bfloat16, torch.float16)
+
+
+class Reports:
+    """What has happened so far, as far as it tells whether prediction works at all."""
+
+    def __init__(self) -> None:
+        self.steps_taken = 0
+        self.ever_predicted = False
+        self._has_looked = False
+        self._made: set[str] = set()
+
+    def check_ever_predicted(self, is_wanted: Callable[[], bool]) -> None:
+        """Say so if this is the second step without a forecast."""
+        if self.steps_taken and not self.ever_predicted and is_wanted():
+            self._report(_NEVER_CALLED)
+
+    def check_anything_known(self, batches: Sequence[Batch], is_wanted: Callable[[], bool]) -> None:
+        """Say so if no parameter has a displacement after a step."""
+        if self.steps_taken and not batches and is_wanted():
+            self._report(_NOTHING_MOVED)
+
+    def check_coarseness(self, moved: Sequence[Batch]) -> None:
+        """Whether low-precision weights can express their forecast; synchronises, once."""
+        if self._has_looked:
+            return
+        stuck = total = 0
+        for batch in moved:
+            self._has_looked = True
+            if batch.params[0].dtype in _COARSE and not batch.is_observed:
+                params, saved = plain_all(batch.params), plain_all(batch.saved)
+                for p, before, delta in zip(params, saved, batch.displacements(), strict=True):
+                    wanted = delta != 0
+                    total += int(wanted.sum())
+                    stuck += int((wanted & (p == before)).sum())
+        if stuck > total / 2:
+            self._report(_TOO_COARSE.format(stuck / total))
+
+    def _report(self, message: str) -> None:
+        if message not in self._made:
+            self._made.add(message)
+            warnings.warn(message, PredictionWarning, stacklevel=4)
+
+
+def marks_of_gradients(optimizer: Optimizer) -> list[tuple[int, int]]:
+    """Differs after a backward."""
+    params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    return [(id(p.grad), p.grad._version) for p in params if p.grad is not None]
+
+
+_NEVER_CALLED = (
+    "weight prediction has done nothing so far: optimizer.step() ran twice without a training-mode "
+    "forward of the attached module. Attach the module that the loop calls (and call its train()), "
+    "or wrap forward and backward in `with prediction.predicted():`."
+)
+_NOTHING_MOVED = (
+    "weight prediction moves no parameter: the optimizer has taken steps but shows no displacement "
+    "for any of them. Its weights may live elsewhere (ZeRO, flattened or master copies), or all "
+    "parameters may be frozen."
+)
+_TOO_COARSE = (
+    "{:.0%} of the low-precision weights are too coarse to move when predicted: the displacement "
+    "is below their resolution. Train float32 parameters under autocast instead."
+)

@@ -1,0 +1,190 @@
+"""When the weights move: hooks on model and optimizer.
+
+| moment | the weights become |
+|---|---|
+| `model(...)` in training mode with gradients enabled | θ̂ = θ - s·Δ |
+| `model(...)` in eval mode or under `no_grad` | θ |
+| `optimizer.step()` begins | θ; a closure runs at θ̂ |
+| `state_dict()`, loading, `copy.deepcopy`, pickling | θ; a copy is plain and unattached |
+
+Between `step()` and the next training forward the weights are θ: averaging, logging, saving and
+evaluating need no mode switch. Micro-batches of an accumulation share one θ̂.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from weightcast.errors import WeightcastError
+from weightcast.reports import marks_of_gradients
+from weightcast.tensors import untraced
+
+if TYPE_CHECKING:
+    from weightcast.prediction import WeightPrediction
+
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
+
+class Timetable:
+    """Tells a prediction when.
+
+    Model and optimizer hold the timetable by their hooks, and it holds the prediction; neither
+    holds the model or the optimizer.
+    """
+
+    def __init__(
+        self,
+        prediction: WeightPrediction,
+        model: nn.Module,
+        optimizer: Optimizer,
+        hooks_steps: bool,
+    ) -> None:
+        self.prediction = prediction
+        self._handles: list[RemovableHandle] = []
+        for module in (model, *_parts(model)):
+            hook = module.register_forward_pre_hook(self._before_forward, prepend=True)
+            self._handles.append(hook)
+        if hooks_steps:
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
+        self._handles += [
+            optimizer.register_state_dict_pre_hook(self._before_access),
+            optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
+        ]
+        for module in model.modules():  # a part may be saved, loaded or copied on its own
+            self._handles += [
+                module.register_state_dict_pre_hook(self._before_access),
+                module.register_load_state_dict_pre_hook(self._before_access),
+            ]
+        for thing in (*model.modules(), optimizer):
+            vars(thing)["__getstate__"] = functools.partial(_plain_state, weakref.ref(thing))
+
+    def end(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
+        """Leave no trace."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for thing in (*(model.modules() if model is not None else ()), optimizer):
+            if thing is not None and not _owners(thing):
+                vars(thing).pop("__getstate__", None)
+
+    @untraced
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        prediction, model = self.prediction, self.prediction._model()
+        if torch.compiler.is_compiling() or _is_tracing():  # an export shows stand-ins of weights
+            if prediction.is_predicted:
+                raise WeightcastError(_TRACED)
+        elif model is None or prediction._optimizer() is None:
+            prediction.detach()
+        elif model.training and torch.is_grad_enabled():
+            prediction.predict()
+        elif module is model or not model.training:  # not a teacher or a metric among the parts
+            prediction.restore()
+
+    def _before_access(self, *_: Any) -> None:
+        self.prediction.restore()
+
+    def _before_loading_state(self, *_: Any) -> None:
+        self.prediction.restore()
+        self.prediction._observer.apart.clear()
+        self.prediction._reports.steps_taken = 0  # it may be that of an optimizer before its first
+
+    @untraced
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        prediction, reports = self.prediction, self.prediction._reports
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        prediction._steps_running += 1
+        if prediction._steps_running > 1:
+            prediction.restore()
+            return None
+        prediction._observer.begin()
+        if not callable(closure):
+            reports.check_ever_predicted(prediction._is_wanted)
+            prediction._restore_for_update()
+            return None
+        prediction.restore()
+
+        @functools.wraps(closure)
+        def at_prediction() -> Any:
+            ever, gradients = reports.ever_predicted, marks_of_gradients(optimizer)
+            try:
+                prediction.predict()
+                loss = closure()
+            except BaseException:
+                prediction.restore()
+                raise
+            # some trainers pass a closure that does nothing after a backward of their own
+            reports.ever_predicted = ever or marks_of_gradients(optimizer) != gradients
+            reports.check_ever_predicted(prediction._is_wanted)
+            prediction._steps_running = 1
+            prediction._restore_for_update()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": at_prediction}
+        return (args[0], at_prediction, *args[2:]), kwargs
+
+    @untraced
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.prediction._steps_running -= 1
+        if self.prediction._steps_running == 0:
+            self.prediction._reports.steps_taken += 1
+            self.prediction._observer.compare(optimizer)
+
+
+_TRACED = (
+    "the model is being exported while its weights are predicted: call prediction.restore() first."
+)
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose forward stands for the model's, where a trainer never calls the model.
+
+    Lightning calls `training_step`, which calls what the LightningModule is made of.
+    """
+    if hasattr(model, "training_step"):
+        parts = list(model.children())
+        for part in parts:
+            if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
+                parts += part.children()
+            else:
+                yield part
+
+
+def _owners(thing: Any) -> list[WeightPrediction]:
+    """The predictions whose timetables hooked a module or an optimizer."""
+    tables = [table for name, table in vars(thing).items() if name.endswith("_hooks")]
+    return [owner for table in tables for hook in table.values() if (owner := _owner(hook))]
+
+
+def _owner(hook: Any) -> WeightPrediction | None:
+    owner = getattr(getattr(hook, "hook", hook), "__self__", None)
+    return owner.prediction if isinstance(owner, Timetable) else None
+
+
+def _plain_state(reference: Callable[[], Any]) -> Any:
+    """`__getstate__` of an attached module or optimizer: a copy is at θ, and unattached.
+
+    Both copying and pickling ask the instance for it, before they touch any weight.
+    """
+    thing = reference()
+    for prediction in _owners(thing):
+        prediction.restore()
+    kind: Any = type(thing)
+    state = kind.__getstate__(thing)
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if name != "__getstate__"}
+        for name, table in state.items():
+            if name.endswith("_hooks"):
+                state[name] = type(table)((i, h) for i, h in table.items() if not _owner(h))
+    return state
