@@ -16,6 +16,7 @@ KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
 @pytest.mark.parametrize("hold", ["nothing", "the handle"])
 def test_a_dropped_model_and_optimizer_are_freed(kind: dict, hold: str) -> None:
     """At once, by reference count: no cycle holds the weights until the next collection."""
+    attached(**kind)  # torch imports what this optimizer needs: a failed import keeps its frames
     gc.collect()
     gc.disable()
     try:
