@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from weightcast.kernels import FUSED_DEVICES, Operands, Settings, alike, like
+from weightcast.passes import tiles
 from weightcast.rules import adam
-from weightcast.tensors import StateView, Tensors
+from weightcast.tensors import StateView
 
 
 def handles(p: Tensor, moments: Any) -> bool:
@@ -78,30 +79,20 @@ def _walk(
 ) -> None:
     """Write θ + distance·Δ/γ to the parameters, or where θ is."""
     params = theta if params is None else params
-    if isinstance(distance, Tensor) or distance != 0:
-        theta = list(torch._foreach_add(theta, _displacements(o, s, distance)))
-    if theta is not params:
-        torch._foreach_copy_(params, theta)
-
-
-def _displacements(o: Operands, s: Settings, distance: float | Tensor) -> list[Tensor]:
-    group = {
-        "lr": distance,
-        "betas": (s.beta1, s.beta2),
-        "eps": s.eps,
-        "amsgrad": bool(o.max_exp_avg_sqs),
-    }
-    states = [
-        {"exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": v_max, "step": t}
-        for m, v, v_max, t in zip(
-            o.exp_avgs,
-            o.exp_avg_sqs,
-            o.max_exp_avg_sqs or o.exp_avg_sqs,
-            o.counts,
-            strict=True,
-        )
-    ]
-    if states[0]["step"].device.type == "cpu":  # counts may differ, and the formula takes one
-        return [adam(StateView([state]), group) for state in states]
-    deltas = adam(StateView(states), group)
-    return deltas.tensors if isinstance(deltas, Tensors) else [deltas]
+    if not isinstance(distance, Tensor) and distance == 0:
+        if theta is not params:
+            torch._foreach_copy_(params, theta)
+        return
+    group = {"lr": distance, "betas": (s.beta1, s.beta2), "eps": s.eps, "amsgrad": False}
+    squares = o.max_exp_avg_sqs or o.exp_avg_sqs
+    rows = list(zip(o.counts, o.exp_avgs, squares, theta, params, strict=True))
+    if o.counts[0].device.type == "cpu":  # counts may differ, and the formula takes one
+        for count, *tensors in rows:
+            for m, v, true, p in tiles(*tensors):
+                state = {"step": count, "exp_avg": m, "exp_avg_sq": v}
+                p.copy_(true + adam(StateView([state]), group))
+        return
+    view = StateView([{"step": t, "exp_avg": m, "exp_avg_sq": v} for t, m, v, *_ in rows])
+    deltas = adam(view, group)
+    walked = torch._foreach_add(theta, deltas.tensors if len(rows) > 1 else [deltas])
+    torch._foreach_copy_(params, walked)
