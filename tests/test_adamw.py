@@ -433,6 +433,26 @@ def test_a_cleared_state_leaves_the_weights_alone(when: str) -> None:
     assert same(weights(model), theta)
 
 
+@pytest.mark.filterwarnings("ignore:weight prediction moves no parameter")
+@modes
+@dtypes
+def test_a_state_that_is_reset_begins_anew(mode: str, dtype: torch.dtype) -> None:
+    """No plan of an earlier first step is taken for the one of a later."""
+    ended = []
+    for model, optimizer, _ in (pair(mode, dtype), torchs(dtype)):
+        for reset in range(3):
+            train(model, optimizer, 3)
+            model.eval()
+            model(data(model))
+            model.train()
+            optimizer.state.clear()
+            if reset == 1:
+                train(model, optimizer, 1)
+                optimizer.state.clear()
+        ended.append(weights(model))
+    assert_close(*ended, dtype)
+
+
 @modes
 def test_switching_without_attach(mode: str) -> None:
     """R20: train() and eval() any number of times; the same numbers as with `attach`."""

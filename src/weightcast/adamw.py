@@ -24,7 +24,6 @@ from weightcast.kernels import (
 )
 from weightcast.passes import kept_memory
 from weightcast.plans import Plans, memory_of, planned
-from weightcast.prediction import WeightPrediction
 from weightcast.rules import Group, adam, register_rule
 from weightcast.tensors import moving, plain, untraced
 
@@ -94,9 +93,6 @@ class AdamW(torch.optim.AdamW):
         >>> optimizer.is_predicted
         False
     """
-
-    prediction_class: type[AdamWPrediction]
-    """What `attach` returns."""
 
     def __init__(
         self,
@@ -350,9 +346,11 @@ class AdamW(torch.optim.AdamW):
             return []
         is_predicted = DISTANCE in group
         key = (id(group), kind, is_predicted, group["amsgrad"], self._is_torchs(group))
-        mark = [memory_of(p, self.state[p]) for p in params]
         batches: list[_Batch] = planned(
-            self._plans, key, mark, lambda: self._sorted(group, params, kind)
+            self._plans,
+            key,
+            lambda: [memory_of(p, self.state[p]) for p in params],
+            lambda: self._sorted(group, params, kind),
         )
         for batch in batches:
             if batch.operands.params[0].dtype in _LOW_PRECISION and not is_predicted:
@@ -442,45 +440,6 @@ class AdamW(torch.optim.AdamW):
         )
 
 
-class AdamWPrediction(WeightPrediction):
-    """What `attach` returns for `AdamW`, which moves the weights itself."""
-
-    _optimizer: Callable[[], AdamW | None]
-    _hears_of_steps = False
-
-    @property
-    def steps(self) -> float:
-        """As `WeightPrediction.steps`; they live in the optimizer's parameter groups."""
-        optimizer = self._optimizer()
-        return self._steps if optimizer is None else optimizer.defaults[STEPS]
-
-    @steps.setter
-    def steps(self, value: float) -> None:
-        optimizer = self._optimizer()
-        self._steps = checked_steps(value, "steps", optimizer is not None and optimizer.decaying)
-        if optimizer is not None:
-            for holder in (optimizer.defaults, *optimizer.param_groups):
-                holder[STEPS] = self._steps
-
-    @property
-    def is_predicted(self) -> bool:
-        """Whether the parameters are at θ̂ now."""
-        optimizer = self._optimizer()
-        return optimizer is not None and optimizer.is_predicted
-
-    def predict(self) -> None:
-        """Move the weights to θ̂, as `AdamW.train`."""
-        optimizer = self._attached()
-        assert isinstance(optimizer, AdamW)
-        optimizer.train()
-
-    def restore(self) -> None:
-        """Put the true weights back, as `AdamW.eval`."""
-        if (optimizer := self._optimizer()) is not None:
-            optimizer.eval()
-
-
-AdamW.prediction_class = AdamWPrediction
 register_rule(AdamW, decoupled_weight_decay=True, foreach=True)(adam)
 
 

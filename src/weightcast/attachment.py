@@ -7,6 +7,8 @@ import weakref
 from torch import nn
 from torch.optim import Optimizer
 
+from weightcast.adamw import AdamW
+from weightcast.adamw_prediction import AdamWPrediction
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
 from weightcast.prediction import WeightPrediction
 from weightcast.rules import Formula, check_supported, chosen_rule
@@ -82,8 +84,8 @@ def attach(
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # a framework's wrapper: look inside
         optimizer = getattr(optimizer, "optimizer", optimizer)
     check_supported(optimizer)
-    kind: type[WeightPrediction] = getattr(optimizer, "prediction_class", WeightPrediction)
-    if kind is not WeightPrediction and (rule is not None or decaying or weight_decay):
+    kind = AdamWPrediction if isinstance(optimizer, AdamW) else WeightPrediction
+    if kind is AdamWPrediction and (rule is not None or decaying or weight_decay):
         raise InvalidArgumentError(
             f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
             "do not apply to it here; see its own arguments."

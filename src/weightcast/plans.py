@@ -21,10 +21,13 @@ Plans = dict[Any, tuple[Any, list[Any]]]
 """By key: what a plan was made for, and the plan."""
 
 
-def planned(plans: Plans, key: Any, mark: Any, build: Callable[[], list[Any]]) -> list[Any]:
-    """The plan of last time if its mark is the same, else a new one."""
-    if key not in plans or plans[key][0] != mark:
-        plans[key] = mark, build()
+def planned(
+    plans: Plans, key: Any, mark: Callable[[], Any], build: Callable[[], list[Any]]
+) -> list[Any]:
+    """The plan of last time if its mark is still the same, else a new one."""
+    if key not in plans or plans[key][0] != mark():
+        plan = build()
+        plans[key] = mark(), plan  # building may have made what the mark tells of
     return plans[key][1]
 
 
@@ -47,8 +50,12 @@ def batches_of(
 ) -> list[Batch]:
     """What moves together of the parameters whose displacement is known."""
     rows = [(p, state) for p, state in states if state and _is_known(state, rule)]
-    mark = _mark(group, rule, rows)
-    return planned(plans, key, mark, lambda: list(_sorted(group, rule, rows, memory)))
+    return planned(
+        plans,
+        key,
+        lambda: _mark(group, rule, rows),
+        lambda: list(_sorted(group, rule, rows, memory)),
+    )
 
 
 def _is_known(state: dict[str, Any], rule: Rule) -> bool:

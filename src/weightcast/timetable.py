@@ -96,6 +96,7 @@ class Timetable:
 
     def _before_loading_state(self, *_: Any) -> None:
         self.prediction.restore()
+        self.prediction._plans.clear()  # they hold the old state
         self.prediction._observer.apart.clear()
         self.prediction._reports.steps_taken = 0  # it may be that of an optimizer before its first
 
