@@ -17,8 +17,11 @@ from torch import Tensor
 from weightcast.kernels import Operands, Settings, alike, increment_version, like
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_OPTIONS = {"enable_fp_fusion": False}  # as in C: every processor computes the same bits
 _BLOCK = tl.constexpr(1024)  # elements that one program moves
+_OPTIONS = {
+    "num_warps": 4 if torch.version.hip else 8,  # a thread for every four elements
+    "enable_fp_fusion": False,  # as in C: every processor computes the same bits
+}
 _ROWS = tl.constexpr(128)  # tensors whose factors one program computes
 
 # columns of the table, which has a row for each tensor: addresses, elements, first block
@@ -104,7 +107,7 @@ def _direction(m: tl.tensor, v: tl.tensor, root: tl.tensor, eps: tl.tensor) -> t
 @triton.jit
 def _rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """To the nearest, ties to even: bfloat16 by hand, since Triton's interpreter truncates."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
