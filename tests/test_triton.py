@@ -188,7 +188,7 @@ def test_whole_blocks_move_four_elements_at_a_time(
     tmp_path: Path, flags: tuple[str, ...], dtype: Any, loads: str, stores: str
 ) -> None:
     """Each tensor is read and written once (capitals: two bytes an element); no contraction."""
-    constants = {"DTYPE": dtype, **{flag: flag in flags for flag in FLAGS}}
+    constants = {"dtype": dtype, **{flag: flag in flags for flag in FLAGS}}
     if "IS_STEP" not in flags:
         constants["gradients"] = None
     code = machine_code(ours._run, RUN, constants)

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -54,25 +54,12 @@ def _correction(log_beta: tl.tensor, t: tl.tensor) -> tl.tensor:
 
 @triton.jit(do_not_specialize=["count"])
 def _count_and_prepare(
-    table: tl.tensor,
-    factors: tl.tensor,
-    count: tl.tensor,
-    log_beta1: tl.float64,
-    log_beta2: tl.float64,
-    weight_decay: tl.float64,
-    sign: tl.float64,
-    lr: tl.float64,
-    decay: tl.float64,
-    back: tl.float64,
-    ahead: tl.float64,
-    lr_at: tl.tensor,
-    decay_at: tl.tensor,
-    back_at: tl.tensor,
-    ahead_at: tl.tensor,
-    grad_scale: tl.tensor,
-    found_inf: tl.tensor,
-    IS_STEP: tl.constexpr,
-) -> None:
+    table: tl.tensor, factors: tl.tensor, count: tl.tensor,
+    log_beta1: tl.float64, log_beta2: tl.float64, weight_decay: tl.float64, sign: tl.float64,
+    lr: tl.float64, decay: tl.float64, back: tl.float64, ahead: tl.float64,
+    lr_at: tl.tensor, decay_at: tl.tensor, back_at: tl.tensor, ahead_at: tl.tensor,
+    grad_scale: tl.tensor, found_inf: tl.tensor, IS_STEP: tl.constexpr,
+) -> None:  # fmt: skip
     """Count the step; compute in float64 what is the same for all elements of a tensor."""
     k = tl.program_id(0) * _ROWS + tl.arange(0, _ROWS)
     mask = k < count
@@ -105,113 +92,36 @@ def _direction(m: tl.tensor, v: tl.tensor, root: tl.tensor, eps: tl.tensor) -> t
 
 
 @triton.jit
-def _rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+def _rounded(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """To the nearest, ties to even: bfloat16 by hand, since Triton's interpreter truncates."""
-    if tl.bfloat16 == DTYPE:
+    if dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
         half = tl.where(is_nan, (bits >> 16) | 0x40, nearest)
         x = half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(DTYPE)
+    return x.to(dtype)
 
 
 @triton.jit
 def _at(
-    address: tl.tensor, start: tl.tensor, DTYPE: tl.constexpr, IS_WHOLE: tl.constexpr
+    address: tl.tensor, start: tl.tensor, dtype: tl.constexpr, IS_WHOLE: tl.constexpr
 ) -> tl.tensor:
     """Pointers to the elements of a block."""
-    first = address.to(tl.pointer_type(DTYPE)) + start
+    first = address.to(tl.pointer_type(dtype)) + start
     if IS_WHOLE:  # four elements at a time, of every dtype, so that all lie alike in registers
-        first = tl.multiple_of(first, DTYPE.primitive_bitwidth // 2)
+        first = tl.multiple_of(first, 16 if dtype == tl.float32 else 8)
     return first + tl.arange(0, _BLOCK)
 
 
 @triton.jit
-def _move(
-    row: tl.tensor,
-    factors: tl.tensor,
-    grad: tl.tensor,
-    start: tl.tensor,
-    rest: tl.tensor,
-    rest1: tl.tensor,
-    beta2: tl.tensor,
-    rest2: tl.tensor,
-    eps: tl.tensor,
-    DTYPE: tl.constexpr,
-    IS_STEP: tl.constexpr,
-    IS_AHEAD: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    HAS_SINK: tl.constexpr,
-    IS_AMSGRAD: tl.constexpr,
-    MAY_SKIP: tl.constexpr,
-    IS_WHOLE: tl.constexpr,
-) -> None:
-    """One block: as in adamw.c, operation by operation."""
-    mask = None if IS_WHOLE else tl.arange(0, _BLOCK) < rest
-    params = _at(tl.load(row), start, DTYPE, IS_WHOLE)
-    ms = _at(tl.load(row + _M), start, tl.float32, IS_WHOLE)
-    vs = _at(tl.load(row + _V), start, tl.float32, IS_WHOLE)
-    v_maxes = _at(tl.load(row + _V_MAX), start, tl.float32, IS_WHOLE) if IS_AMSGRAD else vs
-    if HAS_SOURCE:
-        theta = tl.load(_at(tl.load(row + _SOURCE), start, tl.float32, IS_WHOLE), mask)
-    else:
-        theta = tl.load(params, mask).to(tl.float32)
-    m = tl.load(ms, mask)
-    v_max = tl.load(v_maxes, mask)
-    decay, ahead = tl.load(factors + _DECAY), tl.load(factors + _AHEAD)
-    root = tl.load(factors + _ROOT)
-    if IS_AHEAD:
-        u = _direction(m, v_max, tl.load(factors + _ROOT_BEFORE), eps)
-        theta += tl.load(factors + _BACK) * u
-    if IS_STEP:
-        g = tl.load(_at(grad, start, DTYPE, IS_WHOLE), mask).to(tl.float32)
-        g = tl.load(factors + _GRADIENT) * g
-        v = tl.load(vs, mask) if IS_AMSGRAD else v_max
-        new_m = m + rest1 * (g - m)
-        new_v = v * beta2 + rest2 * g * g
-        new_v_max = tl.where(v_max >= new_v, v_max, new_v) if IS_AMSGRAD else new_v
-        if MAY_SKIP:
-            is_skipped = tl.load(factors + _SKIPPED) != 0
-            new_m = tl.where(is_skipped, m, new_m)
-            new_v = tl.where(is_skipped, v, new_v)
-            new_v_max = tl.where(is_skipped, v_max, new_v_max)
-        m, v, v_max = new_m, new_v, new_v_max
-        tl.store(ms, m, mask)
-        tl.store(vs, v, mask)
-        if IS_AMSGRAD:
-            tl.store(v_maxes, v_max, mask)
-    u = _direction(m, v_max, root, eps)
-    decayed = theta * decay
-    if IS_STEP:
-        # rounded here, before the forecast: else nobody could tell the two apart again
-        decayed -= tl.load(factors + _RATE) * u
-        theta = tl.where(is_skipped, theta, decayed) if MAY_SKIP else decayed
-        decayed = theta
-    if HAS_SINK:
-        tl.store(_at(tl.load(row + _SINK), start, tl.float32, IS_WHOLE), theta, mask)
-    tl.store(params, _rounded(decayed - ahead * u, DTYPE), mask)
-
-
-@triton.jit
 def _run(
-    table: tl.tensor,
-    gradients: tl.tensor,
-    blocks: tl.tensor,
-    factors: tl.tensor,
-    rest1: tl.tensor,
-    beta2: tl.tensor,
-    rest2: tl.tensor,
-    eps: tl.tensor,
-    DTYPE: tl.constexpr,
-    IS_STEP: tl.constexpr,
-    IS_AHEAD: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    HAS_SINK: tl.constexpr,
-    IS_AMSGRAD: tl.constexpr,
-    MAY_SKIP: tl.constexpr,
-) -> None:
-    """One block of one tensor: without masks, four elements at a time, where it can be."""
+    table: tl.tensor, gradients: tl.tensor, blocks: tl.tensor, factors: tl.tensor,
+    rest1: tl.tensor, beta2: tl.tensor, rest2: tl.tensor, eps: tl.tensor,
+    dtype: tl.constexpr, IS_STEP: tl.constexpr, IS_AHEAD: tl.constexpr, HAS_SOURCE: tl.constexpr,
+    HAS_SINK: tl.constexpr, IS_AMSGRAD: tl.constexpr, MAY_SKIP: tl.constexpr,
+) -> None:  # fmt: skip
+    """One block of one tensor: as in adamw.c, operation by operation."""
     k = tl.load(blocks + tl.program_id(0))
     row = table + k * _WIDTH
     factors += k * _FACTORS
@@ -220,16 +130,52 @@ def _run(
     grad = tl.load(gradients + k) if IS_STEP else tl.load(row)
     bits = tl.load(row) | tl.load(row + _SOURCE) | tl.load(row + _SINK) | grad
     bits |= tl.load(row + _M) | tl.load(row + _V) | tl.load(row + _V_MAX)
-    if (rest == _BLOCK) & (bits & 15 == 0):
-        _move(
-            row, factors, grad, start, rest, rest1, beta2, rest2, eps, DTYPE, IS_STEP, IS_AHEAD,
-            HAS_SOURCE, HAS_SINK, IS_AMSGRAD, MAY_SKIP, True,
-        )  # fmt: skip
-    else:
-        _move(
-            row, factors, grad, start, rest, rest1, beta2, rest2, eps, DTYPE, IS_STEP, IS_AHEAD,
-            HAS_SOURCE, HAS_SINK, IS_AMSGRAD, MAY_SKIP, False,
-        )  # fmt: skip
+    is_whole = (rest == _BLOCK) & (bits & 15 == 0)
+    for IS_WHOLE in tl.static_range(2):  # compiled twice: with masks, and four elements at a time
+        if is_whole == IS_WHOLE:
+            mask = None if IS_WHOLE else tl.arange(0, _BLOCK) < rest
+            params = _at(tl.load(row), start, dtype, IS_WHOLE)
+            ms = _at(tl.load(row + _M), start, tl.float32, IS_WHOLE)
+            vs = _at(tl.load(row + _V), start, tl.float32, IS_WHOLE)
+            v_maxes = _at(tl.load(row + _V_MAX), start, tl.float32, IS_WHOLE) if IS_AMSGRAD else vs
+            if HAS_SOURCE:
+                theta = tl.load(_at(tl.load(row + _SOURCE), start, tl.float32, IS_WHOLE), mask)
+            else:
+                theta = tl.load(params, mask).to(tl.float32)
+            m = tl.load(ms, mask)
+            v_max = tl.load(v_maxes, mask)
+            decay, ahead = tl.load(factors + _DECAY), tl.load(factors + _AHEAD)
+            root = tl.load(factors + _ROOT)
+            if IS_AHEAD:
+                u = _direction(m, v_max, tl.load(factors + _ROOT_BEFORE), eps)
+                theta += tl.load(factors + _BACK) * u
+            if IS_STEP:
+                g = tl.load(_at(grad, start, dtype, IS_WHOLE), mask).to(tl.float32)
+                g = tl.load(factors + _GRADIENT) * g
+                v = tl.load(vs, mask) if IS_AMSGRAD else v_max
+                new_m = m + rest1 * (g - m)
+                new_v = v * beta2 + rest2 * g * g
+                new_v_max = tl.where(v_max >= new_v, v_max, new_v) if IS_AMSGRAD else new_v
+                if MAY_SKIP:
+                    is_skipped = tl.load(factors + _SKIPPED) != 0
+                    new_m = tl.where(is_skipped, m, new_m)
+                    new_v = tl.where(is_skipped, v, new_v)
+                    new_v_max = tl.where(is_skipped, v_max, new_v_max)
+                m, v, v_max = new_m, new_v, new_v_max
+                tl.store(ms, m, mask)
+                tl.store(vs, v, mask)
+                if IS_AMSGRAD:
+                    tl.store(v_maxes, v_max, mask)
+            u = _direction(m, v_max, root, eps)
+            decayed = theta * decay
+            if IS_STEP:
+                # rounded here, before the forecast: else nobody could tell the two apart again
+                decayed -= tl.load(factors + _RATE) * u
+                theta = tl.where(is_skipped, theta, decayed) if MAY_SKIP else decayed
+                decayed = theta
+            if HAS_SINK:
+                tl.store(_at(tl.load(row + _SINK), start, tl.float32, IS_WHOLE), theta, mask)
+            tl.store(params, _rounded(decayed - ahead * u, dtype), mask)
 
 
 # --- on the host ---------------------------------------------------------------------------------
@@ -246,10 +192,11 @@ def handles(p: Tensor, moments: Sequence[Tensor]) -> bool:
 @functools.cache
 def _works_on(device: torch.device) -> bool:
     """Whether Triton has all it needs for this device, such as a compiler and a recent GPU."""
-    p, g, m, v = ([torch.zeros(1, device=device)] for _ in range(4))
-    o = Operands(p, g, exp_avgs=m, exp_avg_sqs=v, counts=[torch.zeros((), device=device)])
     try:
-        step(o, Settings(0.0, 0.9, 0.999, 1e-8))
+        with torch.inference_mode(False):
+            p, g, m, v, t = torch.zeros(5, 1, dtype=torch.float32, device=device)
+            o = Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v], counts=[t])
+            step(o, Settings(0.0, 0.9, 0.999, 1e-8))
     except Exception as error:  # of any kind: from Triton, its compiler, or the driver
         _log.debug("weightcast: no triton kernels on %s (%s); using plain PyTorch.", device, error)
         return False
@@ -266,16 +213,8 @@ def forecast(o: Operands, s: Settings) -> None:
     _launch(o, s, is_step=False)
 
 
-class _Plan(NamedTuple):
-    """What the kernels read of operands that stay what they are."""
-
-    table: Tensor
-    blocks: Tensor  # the row of each
-    factors: Tensor
-    layouts: list[tuple[int, ...]]
-
-
-def _prepare(o: Operands) -> _Plan:
+def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """The table, the row of each block, and memory for the factors."""
     count, device, block = len(o.params), o.params[0].device, _BLOCK.value
     sizes = [p.numel() for p in o.params]
     blocks = [-(-size // block) for size in sizes]
@@ -283,24 +222,18 @@ def _prepare(o: Operands) -> _Plan:
     rows = zip(*columns, sizes, accumulate(blocks, initial=0), strict=False)
     table = _on_device(tuple(chain.from_iterable(rows)), device)
     repeats = (table[_SIZE.value :: _WIDTH.value] + (block - 1)) // block
-    return _Plan(
-        table,
-        torch.repeat_interleave(repeats, output_size=sum(blocks)),
-        torch.empty(count, _FACTORS.value, device=device),
-        [p.stride() for p in o.params],
-    )
+    rows_of_blocks = torch.repeat_interleave(repeats, output_size=sum(blocks))
+    factors = torch.empty(count, _FACTORS.value, dtype=torch.float32, device=device)
+    return table, rows_of_blocks, factors
 
 
 def _launch(o: Operands, s: Settings, is_step: bool) -> None:
     if o.prepared is None:
         o.prepared = _prepare(o)
-    table, blocks, factors, layouts = o.prepared
-    device, gradients = table.device, None
+    table, blocks, factors = o.prepared
+    count, device, gradients = len(o.params), table.device, None
     if is_step:
-        grads = [
-            g if g.dtype is p.dtype and g.stride() == layout else like(g, p)
-            for g, p, layout in zip(o.grads, o.params, layouts, strict=True)
-        ]
+        grads = list(map(like, o.grads, o.params))  # alive until their kernel is launched
         gradients = _on_device(tuple(map(Tensor.data_ptr, grads)), device)
     settings = (s.lr, s.decay, s.back, s.ahead)
     found_inf = s.found_inf if is_step else None
@@ -309,29 +242,18 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
         for x in (*settings, s.grad_scale, found_inf)
     ]
     with torch.cuda.device_of(table):
-        _count_and_prepare[(triton.cdiv(len(layouts), _ROWS.value),)](
-            table,
-            factors,
-            len(layouts),
+        _count_and_prepare[(triton.cdiv(count, _ROWS.value),)](
+            table, factors, count,
             *(math.log(beta) if beta else -math.inf for beta in (s.beta1, s.beta2)),
-            float(s.weight_decay),
-            -1.0 if s.maximize else 1.0,
-            *(0.0 if isinstance(x, Tensor) else float(x) for x in settings),
-            *tensors,
-            IS_STEP=is_step,
-            **_OPTIONS,
-        )
+            float(s.weight_decay), -1.0 if s.maximize else 1.0,
+            *(0.0 if isinstance(x, Tensor) else float(x) for x in settings), *tensors,
+            IS_STEP=is_step, **_OPTIONS,
+        )  # fmt: skip
         if len(blocks):
             _run[(len(blocks),)](
-                table,
-                gradients,
-                blocks,
-                factors,
-                1.0 - s.beta1,
-                float(s.beta2),
-                1.0 - s.beta2,
-                float(s.eps),
-                DTYPE=_DTYPES[o.params[0].dtype],
+                table, gradients, blocks, factors,
+                1.0 - s.beta1, float(s.beta2), 1.0 - s.beta2, float(s.eps),
+                dtype=_DTYPES[o.params[0].dtype],
                 IS_STEP=is_step,
                 IS_AHEAD=not o.sources and (isinstance(s.back, Tensor) or s.back != 0),
                 HAS_SOURCE=bool(o.sources),
@@ -339,38 +261,40 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
                 IS_AMSGRAD=bool(o.max_exp_avg_sqs),
                 MAY_SKIP=found_inf is not None,
                 **_OPTIONS,
-            )
+            )  # fmt: skip
     increment_version(o.params)
 
 
 _uploads: dict[tuple[Any, ...], Tensor] = {}
-_reserve = torch.empty(0)
+_reserve = torch.empty(0, dtype=torch.int64, device="cpu")
 _captured: list[Tensor] = []
 
 
 def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Addresses for the device, which has most of them from before.
 
-    A CUDA graph reads their pinned memory anew with each replay, so that nothing else may ever use
-    it; and torch before 2.11 cannot allocate such memory while it captures.
+    A CUDA graph reads them anew with each replay, so that nothing else may ever use their pinned
+    memory; and torch before 2.11 cannot allocate any while it captures.
     """
     global _reserve
     count, is_cuda = len(numbers), device.type == "cuda"
+    is_captured = is_cuda and torch.cuda.is_current_stream_capturing()
     found = _uploads.get((device, numbers))
-    if is_cuda and torch.cuda.is_current_stream_capturing():
-        if found is None:
-            pinned, _reserve = _reserve[:count], _reserve[count:]
-            if len(pinned) < count:
-                pinned = torch.empty(count, dtype=torch.int64, pin_memory=True)
-            pinned.copy_(torch.tensor(numbers))
-            _captured.append(pinned)
-            found = pinned.to(device, non_blocking=True)
-        _captured.append(found)
-    elif found is None:
-        if is_cuda and len(_reserve) < 8 * count:
-            _reserve = torch.empty(max(8 * count, 2**14), dtype=torch.int64, pin_memory=True)
-        if len(_uploads) == 64:
-            del _uploads[next(iter(_uploads))]
-        host = torch.tensor(numbers, pin_memory=is_cuda)
-        found = _uploads[device, numbers] = host.to(device, non_blocking=True)
+    if found is not None:
+        if is_captured:
+            _captured.append(found)
+        return found
+    host = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+    if is_captured:
+        pinned, _reserve = _reserve[:count], _reserve[count:]
+        pinned = pinned.copy_(host) if len(pinned) == count else host.pin_memory()
+        _captured.append(pinned)
+        return pinned.to(device, non_blocking=True)
+    if is_cuda:
+        host = host.pin_memory()
+        if len(_reserve) < 8 * count:
+            _reserve = host.new_empty(max(8 * count, 2**14)).pin_memory()
+    if len(_uploads) == 64:
+        del _uploads[next(iter(_uploads))]
+    found = _uploads[device, numbers] = host.to(device, non_blocking=True)
     return found
