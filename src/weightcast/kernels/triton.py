@@ -41,9 +41,11 @@ _log = logging.getLogger("weightcast")
 @triton.jit
 def _number(value: tl.tensor, at: tl.tensor) -> tl.tensor:
     """A setting, or what a tensor holds in its place."""
-    if at is None:
-        return tl.full((_ROWS,), value, tl.float64)
-    return tl.full((_ROWS,), tl.load(at).to(tl.float64), tl.float64)
+    if at is not None:
+        number = tl.full((_ROWS,), tl.load(at).to(tl.float64), tl.float64)
+    else:
+        number = tl.full((_ROWS,), value, tl.float64)
+    return number
 
 
 @triton.jit
