@@ -162,5 +162,5 @@ def alike(p: Tensor, other: Tensor) -> bool:
 
 def like(grad: Tensor, p: Tensor) -> Tensor:
     """The gradient in the dtype and layout of `p`."""
-    is_alike = grad.dtype is p.dtype and alike(p, grad)
+    is_alike = grad.dtype is p.dtype and (grad.stride() == p.stride() or alike(p, grad))
     return grad if is_alike else torch.empty_like(p).copy_(grad)

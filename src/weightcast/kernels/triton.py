@@ -1,0 +1,302 @@
+"""The kernels in Triton for GPUs: two launches for all tensors, and nothing read on the host."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weightcast.kernels import Operands, Settings, alike, increment_version, like
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_BLOCK = tl.constexpr(1024)  # elements that one program moves
+_OPTIONS = {
+    "num_warps": 4 if torch.version.hip else 8,  # a thread for every four elements
+    "enable_fp_fusion": False,  # as in C: every processor computes the same bits
+}
+_ROWS = tl.constexpr(128)  # tensors whose factors one program computes
+
+# columns of the table, which has a row for each tensor: addresses, elements, first block
+_COLUMNS = ("params", "sources", "sinks", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts")
+_SOURCE, _SINK, _M, _V, _V_MAX, _T, _SIZE, _FIRST, _WIDTH = map(tl.constexpr, range(1, 10))
+# columns of the factors
+_BACK, _ROOT_BEFORE, _RATE, _AHEAD, _ROOT, _DECAY, _GRADIENT, _SKIPPED, _FACTORS = map(
+    tl.constexpr, range(9)
+)
+
+_log = logging.getLogger("weightcast")
+
+
+# --- on the device -------------------------------------------------------------------------------
+
+
+@triton.jit
+def _number(value: tl.tensor, at: tl.tensor) -> tl.tensor:
+    """A setting, or what a tensor holds in its place."""
+    if at is not None:
+        number = tl.full((_ROWS,), tl.load(at).to(tl.float64), tl.float64)
+    else:
+        number = tl.full((_ROWS,), value, tl.float64)
+    return number
+
+
+@triton.jit
+def _correction(log_beta: tl.tensor, t: tl.tensor) -> tl.tensor:
+    """1 / (1 - βᵗ), and 0 before the first step, where nothing is to be walked."""
+    return tl.where(t > 0, 1 / (1 - tl.exp(log_beta * tl.maximum(t, 1.0))), 0.0)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _count_and_prepare(
+    table: tl.tensor, factors: tl.tensor, count: tl.tensor,
+    log_beta1: tl.float64, log_beta2: tl.float64, weight_decay: tl.float64, sign: tl.float64,
+    lr: tl.float64, decay: tl.float64, back: tl.float64, ahead: tl.float64,
+    lr_at: tl.tensor, decay_at: tl.tensor, back_at: tl.tensor, ahead_at: tl.tensor,
+    grad_scale: tl.tensor, found_inf: tl.tensor, IS_STEP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Count the step; compute in float64 what is the same for all elements of a tensor."""
+    k = tl.program_id(0) * _ROWS + tl.arange(0, _ROWS)
+    mask = k < count
+    t_at = tl.load(table + k * _WIDTH + _T, mask, other=0).to(tl.pointer_type(tl.float32))
+    t_before = tl.load(t_at, mask, other=0.0).to(tl.float64)
+    t = t_before
+    lr = _number(lr, lr_at)
+    decay = _number(decay, decay_at)
+    is_skipped = _number(0.0, found_inf) != 0
+    if IS_STEP:
+        t = tl.where(is_skipped, t, t + 1)
+        tl.store(t_at, t.to(tl.float32), mask)
+        decay = 1 - lr * weight_decay
+    correction = _correction(log_beta1, t)
+    row = factors + k * _FACTORS
+    tl.store(row + _BACK, _number(back, back_at) * _correction(log_beta1, t_before), mask)
+    tl.store(row + _ROOT_BEFORE, tl.sqrt(_correction(log_beta2, t_before)), mask)
+    tl.store(row + _RATE, lr * correction, mask)
+    tl.store(row + _AHEAD, _number(ahead, ahead_at) * correction, mask)
+    tl.store(row + _ROOT, tl.sqrt(_correction(log_beta2, t)), mask)
+    tl.store(row + _DECAY, decay, mask)
+    tl.store(row + _GRADIENT, sign / _number(1.0, grad_scale), mask)
+    tl.store(row + _SKIPPED, is_skipped, mask)
+
+
+@triton.jit
+def _direction(m: tl.tensor, v: tl.tensor, root: tl.tensor, eps: tl.tensor) -> tl.tensor:
+    """Δ/γ, up to the factor 1 / (1 - β₁ᵗ); root is 1 / sqrt(1 - β₂ᵗ)."""
+    return tl.div_rn(m, tl.sqrt_rn(v) * root + eps)
+
+
+@triton.jit
+def _rounded(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """To the nearest, ties to even: bfloat16 by hand, since Triton's interpreter truncates."""
+    if dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+        half = tl.where(is_nan, (bits >> 16) | 0x40, nearest)
+        x = half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def _at(
+    address: tl.tensor, start: tl.tensor, dtype: tl.constexpr, IS_WHOLE: tl.constexpr
+) -> tl.tensor:
+    """Pointers to the elements of a block."""
+    first = address.to(tl.pointer_type(dtype)) + start
+    if IS_WHOLE:  # four elements at a time, of every dtype, so that all lie alike in registers
+        first = tl.multiple_of(first, 16 if dtype == tl.float32 else 8)
+    return first + tl.arange(0, _BLOCK)
+
+
+@triton.jit
+def _run(
+    table: tl.tensor, gradients: tl.tensor, blocks: tl.tensor, factors: tl.tensor,
+    rest1: tl.tensor, beta2: tl.tensor, rest2: tl.tensor, eps: tl.tensor,
+    dtype: tl.constexpr, IS_STEP: tl.constexpr, IS_AHEAD: tl.constexpr, HAS_SOURCE: tl.constexpr,
+    HAS_SINK: tl.constexpr, IS_AMSGRAD: tl.constexpr, MAY_SKIP: tl.constexpr,
+) -> None:  # fmt: skip
+    """One block of one tensor: as in adamw.c, operation by operation."""
+    k = tl.load(blocks + tl.program_id(0))
+    row = table + k * _WIDTH
+    factors += k * _FACTORS
+    start = (tl.program_id(0) - tl.load(row + _FIRST)) * _BLOCK
+    rest = tl.minimum(tl.load(row + _SIZE) - start, _BLOCK).to(tl.int32)
+    grad = tl.load(gradients + k) if IS_STEP else tl.load(row)
+    bits = tl.load(row) | tl.load(row + _SOURCE) | tl.load(row + _SINK) | grad
+    bits |= tl.load(row + _M) | tl.load(row + _V) | tl.load(row + _V_MAX)
+    is_whole = (rest == _BLOCK) & (bits & 15 == 0)
+    for IS_WHOLE in tl.static_range(2):  # compiled twice: with masks, and four elements at a time
+        if is_whole == IS_WHOLE:
+            mask = None if IS_WHOLE else tl.arange(0, _BLOCK) < rest
+            params = _at(tl.load(row), start, dtype, IS_WHOLE)
+            ms = _at(tl.load(row + _M), start, tl.float32, IS_WHOLE)
+            vs = _at(tl.load(row + _V), start, tl.float32, IS_WHOLE)
+            v_maxes = _at(tl.load(row + _V_MAX), start, tl.float32, IS_WHOLE) if IS_AMSGRAD else vs
+            if HAS_SOURCE:
+                theta = tl.load(_at(tl.load(row + _SOURCE), start, tl.float32, IS_WHOLE), mask)
+            else:
+                theta = tl.load(params, mask).to(tl.float32)
+            m = tl.load(ms, mask)
+            v_max = tl.load(v_maxes, mask)
+            decay, ahead = tl.load(factors + _DECAY), tl.load(factors + _AHEAD)
+            root = tl.load(factors + _ROOT)
+            if IS_AHEAD:
+                u = _direction(m, v_max, tl.load(factors + _ROOT_BEFORE), eps)
+                theta += tl.load(factors + _BACK) * u
+            if IS_STEP:
+                g = tl.load(_at(grad, start, dtype, IS_WHOLE), mask).to(tl.float32)
+                g = tl.load(factors + _GRADIENT) * g
+                v = tl.load(vs, mask) if IS_AMSGRAD else v_max
+                new_m = m + rest1 * (g - m)
+                new_v = v * beta2 + rest2 * g * g
+                new_v_max = tl.where(v_max >= new_v, v_max, new_v) if IS_AMSGRAD else new_v
+                if MAY_SKIP:
+                    is_skipped = tl.load(factors + _SKIPPED) != 0
+                    new_m = tl.where(is_skipped, m, new_m)
+                    new_v = tl.where(is_skipped, v, new_v)
+                    new_v_max = tl.where(is_skipped, v_max, new_v_max)
+                m, v, v_max = new_m, new_v, new_v_max
+                tl.store(ms, m, mask)
+                tl.store(vs, v, mask)
+                if IS_AMSGRAD:
+                    tl.store(v_maxes, v_max, mask)
+            u = _direction(m, v_max, root, eps)
+            decayed = theta * decay
+            if IS_STEP:
+                # rounded here, before the forecast: else nobody could tell the two apart again
+                decayed -= tl.load(factors + _RATE) * u
+                theta = tl.where(is_skipped, theta, decayed) if MAY_SKIP else decayed
+                decayed = theta
+            if HAS_SINK:
+                tl.store(_at(tl.load(row + _SINK), start, tl.float32, IS_WHOLE), theta, mask)
+            tl.store(params, _rounded(decayed - ahead * u, dtype), mask)
+
+
+# --- on the host ---------------------------------------------------------------------------------
+
+
+def handles(p: Tensor, moments: Sequence[Tensor]) -> bool:
+    """Dense float32, bfloat16 and float16, with float32 moments laid out like the parameter."""
+    is_readable = p.dtype in _DTYPES and all(
+        m.dtype is torch.float32 and alike(p, m) and m.device == p.device for m in moments
+    )
+    return is_readable and _works_on(p.device)
+
+
+@functools.cache
+def _works_on(device: torch.device) -> bool:
+    """Whether Triton has all it needs for this device, such as a compiler and a recent GPU."""
+    try:
+        with torch.inference_mode(False):
+            p, g, m, v, t = torch.zeros(5, 1, dtype=torch.float32, device=device)
+            o = Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v], counts=[t])
+            step(o, Settings(0.0, 0.9, 0.999, 1e-8))
+    except Exception as error:  # of any kind: from Triton, its compiler, or the driver
+        _log.debug("weightcast: no triton kernels on %s (%s); using plain PyTorch.", device, error)
+        return False
+    return True
+
+
+def step(o: Operands, s: Settings) -> None:
+    """AdamW's update of θ, then the forecast along it."""
+    _launch(o, s, is_step=True)
+
+
+def forecast(o: Operands, s: Settings) -> None:
+    """θ̂ = decay·θ - ahead·Δ/γ, whether the parameters are at θ or at another θ̂."""
+    _launch(o, s, is_step=False)
+
+
+def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """The table, the row of each block, and memory for the factors."""
+    count, device, block = len(o.params), o.params[0].device, _BLOCK.value
+    sizes = [p.numel() for p in o.params]
+    blocks = [-(-size // block) for size in sizes]
+    columns = [[t.data_ptr() for t in getattr(o, name)] or [0] * count for name in _COLUMNS]
+    rows = zip(*columns, sizes, accumulate(blocks, initial=0), strict=False)
+    table = _on_device(tuple(chain.from_iterable(rows)), device)
+    repeats = (table[_SIZE.value :: _WIDTH.value] + (block - 1)) // block
+    rows_of_blocks = torch.repeat_interleave(repeats, output_size=sum(blocks))
+    factors = torch.empty(count, _FACTORS.value, dtype=torch.float32, device=device)
+    return table, rows_of_blocks, factors
+
+
+def _launch(o: Operands, s: Settings, is_step: bool) -> None:
+    if o.prepared is None:
+        o.prepared = _prepare(o)
+    table, blocks, factors = o.prepared
+    count, device, gradients = len(o.params), table.device, None
+    if is_step:
+        grads = list(map(like, o.grads, o.params))  # alive until their kernel is launched
+        gradients = _on_device(tuple(map(Tensor.data_ptr, grads)), device)
+    settings = (s.lr, s.decay, s.back, s.ahead)
+    found_inf = s.found_inf if is_step else None
+    tensors = [
+        x.to(device, non_blocking=True) if isinstance(x, Tensor) else None
+        for x in (*settings, s.grad_scale, found_inf)
+    ]
+    with torch.cuda.device_of(table):
+        _count_and_prepare[(triton.cdiv(count, _ROWS.value),)](
+            table, factors, count,
+            *(math.log(beta) if beta else -math.inf for beta in (s.beta1, s.beta2)),
+            float(s.weight_decay), -1.0 if s.maximize else 1.0,
+            *(0.0 if isinstance(x, Tensor) else float(x) for x in settings), *tensors,
+            IS_STEP=is_step, **_OPTIONS,
+        )  # fmt: skip
+        if len(blocks):
+            _run[(len(blocks),)](
+                table, gradients, blocks, factors,
+                1.0 - s.beta1, float(s.beta2), 1.0 - s.beta2, float(s.eps),
+                dtype=_DTYPES[o.params[0].dtype],
+                IS_STEP=is_step,
+                IS_AHEAD=not o.sources and (isinstance(s.back, Tensor) or s.back != 0),
+                HAS_SOURCE=bool(o.sources),
+                HAS_SINK=bool(o.sinks),
+                IS_AMSGRAD=bool(o.max_exp_avg_sqs),
+                MAY_SKIP=found_inf is not None,
+                **_OPTIONS,
+            )  # fmt: skip
+    increment_version(o.params)
+
+
+_uploads: dict[tuple[Any, ...], Tensor] = {}
+_reserve = torch.empty(0, dtype=torch.int64, device="cpu")
+_captured: list[Tensor] = []
+
+
+def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Addresses for the device, which has most of them from before.
+
+    A CUDA graph reads them anew with each replay, so that nothing else may ever use their pinned
+    memory; and torch before 2.11 cannot allocate any while it captures.
+    """
+    global _reserve
+    count, is_cuda = len(numbers), device.type == "cuda"
+    is_captured = is_cuda and torch.cuda.is_current_stream_capturing()
+    found = _uploads.get((device, numbers))
+    if found is not None:
+        if is_captured:
+            _captured.append(found)
+        return found
+    host = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+    if is_captured:
+        pinned, _reserve = _reserve[:count], _reserve[count:]
+        pinned = pinned.copy_(host) if len(pinned) == count else host.pin_memory()
+        _captured.append(pinned)
+        return pinned.to(device, non_blocking=True)
+    if is_cuda:
+        host = host.pin_memory()
+        if len(_reserve) < 8 * count:
+            _reserve = host.new_empty(max(8 * count, 2**14)).pin_memory()
+    if len(_uploads) == 64:
+        del _uploads[next(iter(_uploads))]
+    found = _uploads[device, numbers] = host.to(device, non_blocking=True)
+    return found
