@@ -193,13 +193,18 @@ def seconds(step: Step, device: str) -> float:
 
 
 def interleaved(
-    steps: dict[str, Step], device: str, rounds: int, budget: float
+    steps: dict[str, Step],
+    device: str,
+    rounds: int,
+    budget: float,
+    before: Step = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each, in rounds of random order, after two rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     began = time.perf_counter()
     for n in range(rounds + 2):
         for name in random.sample(list(steps), len(steps)):
+            before()
             taken = seconds(steps[name], device)
             if n >= 2:
                 times[name].append(taken)
@@ -225,7 +230,13 @@ def measure_step(list_name: str, row: str, device: str, rounds: int) -> dict[str
         steps["plain"] = normal(holder)
     if forecast is not None:
         steps["forecast"] = forecast(holder)
-    times = interleaved(steps, device, rounds, budget=6)
+    gradients = [p.grad for p in holder.parameters()]
+
+    def give_back() -> None:  # some optimizers consume the gradients
+        for p, gradient in zip(holder.parameters(), gradients, strict=True):
+            p.grad = gradient
+
+    times = interleaved(steps, device, rounds, 6, give_back)
     of_plain = ratio(times, "forecast", "plain" if normal else "fused")
     return {
         "fused ms": round(1e3 * statistics.median(times["fused"]), 3),
@@ -314,7 +325,7 @@ def measure_training(name: str, rounds: int) -> dict[str, Any]:
             optimizer.step()
 
         steps[way] = step
-    times = interleaved(steps, "cpu", rounds, budget=40)
+    times = interleaved(steps, "cpu", rounds, 40)
     return {
         "plain ms": round(1e3 * statistics.median(times["plain"]), 1),
         "attached / plain": ratio(times, "attached", "plain"),

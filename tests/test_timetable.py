@@ -560,3 +560,20 @@ def test_passes_over_many_tensors_are_split_to_bound_their_memory(monkeypatch) -
     (whole, together), (split, apart) = results
     assert same(whole, split)
     assert (together, apart) == ([4], [1, 1, 2])
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_empty_or_frozen_group_is_no_obstacle(optimizer_class: type) -> None:
+    model = Recorder()
+    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    groups = [{"params": []}, {"params": [frozen]}, {"params": list(model.parameters())}]
+    optimizer = optimizer_class(groups, lr=0.05)
+    prediction = weightcast.attach(model, optimizer, 2)
+    train(model, optimizer)
+    theta = weights(model)
+    expected = forecast(prediction, model, 2)
+    prediction.predict()
+    for p, e in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-12, atol=1e-12)
+    prediction.restore()
+    assert same(weights(model), theta)

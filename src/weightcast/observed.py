@@ -42,6 +42,8 @@ class Observer:
         """Keep θ of a group's parameters; `held` is the memory that holds it already."""
         may_skip = hasattr(optimizer, "found_inf")  # a fused step under a gradient scaler
         params = list(filter(takes_part, group["params"]))
+        if not params:
+            return
         fresh: dict[Tensor, Tensor] = {}
         for p in params:
             if p not in held:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from weightcast.kernels import fused_backend
 from weightcast.passes import TILE, Batch, Way, columns, reads_count
@@ -33,11 +34,14 @@ def planned(
 
 def memory_of(p: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
     """What tells whether a parameter and its state are where they were."""
-    values = [
-        v if type(v) is Tensor or not isinstance(v, Tensor) else plain(v) for v in state.values()
-    ]
+    if type(p) is Parameter:  # a few lines for speed: this runs for every parameter in every step
+        try:
+            return p.data_ptr(), p.stride(), *map(Tensor.data_ptr, state.values())
+        except TypeError:  # a number among the state
+            pass
     p = plain(p)
-    return p.data_ptr(), p.stride(), *(v.data_ptr() if isinstance(v, Tensor) else v for v in values)
+    values = [plain(v).data_ptr() if isinstance(v, Tensor) else v for v in state.values()]
+    return p.data_ptr(), p.stride(), *values
 
 
 def batches_of(
