@@ -103,7 +103,8 @@ def compare(
         typer.Option(
             help="Run plain and with each of --steps; may be repeated. The first, plain, is what "
             "all others are compared with. One of adamw, nadamw, adam, radam, sgd, nesterov, "
-            "rmsprop, adagrad."
+            "rmsprop, adagrad, lion, muon, muon_nesterov, schedule_free, lookahead; the last five "
+            "need weightcast[study], the last two are baselines only."
         ),
     ] = ["adamw"],  # noqa: B006 - typer reads the default
     baseline: Annotated[
@@ -178,9 +179,10 @@ def compare(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="An option of the task; may be repeated. ptb: units, layers, dropout, window, "
-            "training_tokens, validation_tokens; cifar10: network (vgg11, vgg11_bn, resnet34, "
-            "densenet121, inception_v3), width, training_images, validation_images.",
+            help="An option of the task; may be repeated. text: network (lstm, transformer), "
+            "training_tokens; ptb: units, layers, dropout, window, vocabulary, training_tokens, "
+            "validation_tokens; cifar10: network (vgg11, vgg11_bn, resnet34, densenet121, "
+            "inception_v3, resnet10, resnet10_plain), width, training_images, validation_images.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
