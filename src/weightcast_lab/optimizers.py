@@ -122,7 +122,7 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
     "adagrad": ("Adagrad", torch.optim.Adagrad),
     "lion": ("Lion", _lion),
     "muon": ("Muon", partial(_muon, nesterov=False)),
-    "muon_nesterov": ("Muon, Nesterov", partial(_muon, nesterov=True)),
+    "muon_nesterov": ("Muon Nesterov", partial(_muon, nesterov=True)),
     "schedule_free": ("Schedule-free AdamW", _schedule_free),
     "lookahead": ("Lookahead AdamW", _lookahead),
 }
