@@ -23,7 +23,7 @@ from weightcast_lab.statistics import (
     p_value,
     stratified,
 )
-from weightcast_lab.study import FORWARD, NADAMW, QUESTIONS, Question
+from weightcast_lab.study import FORWARD, METHODS, NADAMW, QUESTIONS, Question
 
 REFERENCE = "adamw"
 LEVEL = 0.05
@@ -109,19 +109,43 @@ def answers(experiments: Sequence[Results]) -> list[Answer]:
     return [answer for answer in found if answer is not None]
 
 
+def asked(found: Iterable[Answer], key: str) -> list[Answer]:
+    """The answer to the question of that key, if there is one."""
+    return [answer for answer in found if answer.question.key == key]
+
+
+def versus_reference(found: Iterable[Answer]) -> list[Answer]:
+    """Those that compare with AdamW on the study's workloads."""
+    return [
+        answer
+        for answer in found
+        if answer.question.reference == REFERENCE and answer.question != VARIANTS
+    ]
+
+
+def versus_plain(found: Iterable[Answer]) -> list[Answer]:
+    """Those that compare forecasts of other optimizers with the plain one."""
+    return [
+        answer
+        for answer in found
+        if answer.question.reference != REFERENCE
+        and all(METHODS[row.name].optimizer == answer.question.reference for row in answer.rows)
+    ]
+
+
 def _answer(question: Question, experiments: Sequence[Results]) -> Answer | None:
     """None if nothing of it was to be run."""
     labels = {w["name"]: w["label"] for e in experiments for w in e["wanted"]}
     names = [name for name in question.methods if name in labels]
-    asked = [
+    here = [
         e
         for e in experiments
         if {question.reference, *names} & {w["name"] for w in e["wanted"]} > {question.reference}
     ]
-    if not asked:
+    if not here:
         return None
-    changes = {name: [_changes(e, name, question.reference) for e in asked] for name in names}
-    problems = {name: [_problems(e, (name, question.reference)) for e in asked] for name in names}
+    changes = {name: [_changes(e, name, question.reference) for e in here] for name in names}
+    problems = {name: [_problems(e, (name, question.reference)) for e in here] for name in names}
     single = iter(_corrected(p_value(c) if len(c) > 1 else None for n in names for c in changes[n]))
     means = {name: stratified(changes[name]) for name in names}
     overall = iter(_corrected(None if mean is None else mean[1] for mean in means.values()))
@@ -142,7 +166,7 @@ def _answer(question: Question, experiments: Sequence[Results]) -> Answer | None
             )
         )
     return Answer(
-        question, labels[question.reference], tuple(e["workload"] for e in asked), tuple(rows)
+        question, labels[question.reference], tuple(e["workload"] for e in here), tuple(rows)
     )
 
 

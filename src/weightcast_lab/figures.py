@@ -115,24 +115,28 @@ def draw_panels(
     return figure
 
 
-def draw_forest(answer: Answer, theme: Theme, columns: int) -> Figure:
-    """Every method's change of the final loss with its interval: a panel a workload, then the mean.
+def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: int) -> Figure:
+    """Each method's change of the final loss with its interval: a panel a workload, then the mean.
 
-    Filled is what is better or worse after correction.
+    The rows are those of all the answers. Filled is what is better or worse after correction.
     """
-    several = len(answer.workloads) > 1
-    titles = [*answer.workloads, *(["Mean over the workloads"] if several else [])]
-    effects = [[*row.effects, *([row.overall] if several else [])] for row in answer.rows]
-    height = 0.32 * len(answer.rows) + 1.5
-    figure, panels = _panels(len(titles), columns, theme, height)
+    workloads = list(dict.fromkeys(w for answer in found for w in answer.workloads))
+    mean = "Mean over the workloads"
+    titles = [*workloads, *([mean] if len(workloads) > 1 else [])]
+    rows = [
+        (row.label, dict(zip(answer.workloads, row.effects, strict=True)) | {mean: row.overall})
+        for answer in found
+        for row in answer.rows
+    ]
+    figure, panels = _panels(len(titles), columns, theme, 0.3 * len(rows) + 1.4)
     tones = {"better": theme.better, "worse": theme.worse, "": theme.soft}
     with matplotlib.rc_context(_settings(theme)):
-        for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        for panel, title in zip(panels, titles, strict=True):
             panel.set_title(title)
             panel.axvline(0, color=theme.ink, linewidth=1.2)
-            for place, row in enumerate(effects):
-                effect = row[number]
-                if effect.change is None:
+            for place, (_, effects) in enumerate(rows):
+                effect = effects.get(title)
+                if effect is None or effect.change is None:
                     continue
                 middle, low, high = _in_percent(effect.change)
                 panel.errorbar(
@@ -147,13 +151,13 @@ def draw_forest(answer: Answer, theme: Theme, columns: int) -> Figure:
                     linewidth=1.8,
                     capsize=3,
                 )
-            panel.set_yticks(range(len(answer.rows)), [row.label for row in answer.rows])
-            panel.set_ylim(len(answer.rows) - 0.4, -0.6)
+            panel.set_yticks(range(len(rows)), [label for label, _ in rows])
+            panel.set_ylim(len(rows) - 0.4, -0.6)
             panel.grid(visible=False, axis="y")
             panel.xaxis.set_major_locator(MaxNLocator(5))
         figure.supxlabel(
-            f"final loss, % change to {answer.reference} (paired, 95% interval); filled: better or "
-            "worse after Holm's correction",
+            f"final loss, % change to {against} (paired, 95% interval)\nfilled: better or worse "
+            "after Holm's correction",
             fontsize=9.5,
             color=theme.soft,
         )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.evidence import answers
+from weightcast_lab.evidence import answers, asked, versus_plain, versus_reference
 from weightcast_lab.figures import (
     DARK,
     LIGHT,
@@ -206,10 +206,14 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
     if any(answer.question.key == "adamw" for answer in found):
         title = "Final loss against the steps predicted ahead"
         figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))
-    figures += [
-        StudyFigure(f"forest-{a.question.key}", a.question.text, partial(draw_forest, a))
-        for a in found
-    ]
+    for key, title, against, chosen in (
+        ("forest-adamw", "Every method compared with AdamW", "AdamW", versus_reference(found)),
+        ("forest-plain", "Forecasts of the others", "the plain form", versus_plain(found)),
+        ("forest-nadamw", "Forecasts compared with NAdamW", "NAdamW", asked(found, "nadamw")),
+        ("forest-variants", "Other β₁, β₂ and batch size", "AdamW", asked(found, "variants")),
+    ):
+        if chosen:
+            figures.append(StudyFigure(key, title, partial(draw_forest, chosen, against)))
     return figures
 
 

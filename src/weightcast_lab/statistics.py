@@ -49,16 +49,6 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> In
     return mean_interval([a - b for a, b in zip(values, reference, strict=True)])
 
 
-def p_value(values: Sequence[float]) -> float:
-    """Of the two-sided t test that the mean of such values is zero.
-
-    1 for fewer than two values, and for values without any scatter, which prove nothing.
-    """
-    if len(values) < 2 or np.ptp(values) == 0:
-        return 1.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
-
-
 def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | None:
     """The mean of the groups' means with its 95% t interval, and the p value that it is zero.
 
@@ -74,13 +64,22 @@ def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | No
     n, variance = sum(map(len, groups)), sum(parts)
     if variance == 0:
         return Interval(mean, 0.0, n), 1.0
-    freedom = variance**2 / sum(
-        part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True)
+    freedom = 1 / sum(
+        (part / variance) ** 2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True)
     )
     error = math.sqrt(variance) / len(groups)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Interval(mean, quantile * error, n), p
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of the two-sided t test that the mean of such values is zero.
+
+    1 for fewer than two values, and for values without any scatter, which prove nothing.
+    """
+    found = stratified([values])
+    return 1.0 if found is None else found[1]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
