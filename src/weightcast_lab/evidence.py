@@ -23,13 +23,10 @@ from weightcast_lab.statistics import (
     p_value,
     stratified,
 )
-from weightcast_lab.study import FORWARD, METHODS, NADAMW, QUESTIONS, Question
+from weightcast_lab.study import METHODS, QUESTIONS, VARIANTS, Question
 
 REFERENCE = "adamw"
 LEVEL = 0.05
-VARIANTS = Question(
-    "variants", "Does it depend on β₁, β₂ or the batch size?", REFERENCE, (*FORWARD, NADAMW.name)
-)
 
 
 @dataclass(frozen=True)
@@ -109,18 +106,9 @@ def answers(experiments: Sequence[Results]) -> list[Answer]:
     return [answer for answer in found if answer is not None]
 
 
-def asked(found: Iterable[Answer], key: str) -> list[Answer]:
-    """The answer to the question of that key, if there is one."""
-    return [answer for answer in found if answer.question.key == key]
-
-
-def versus_reference(found: Iterable[Answer]) -> list[Answer]:
-    """Those that compare with AdamW on the study's workloads."""
-    return [
-        answer
-        for answer in found
-        if answer.question.reference == REFERENCE and answer.question != VARIANTS
-    ]
+def asked(found: Iterable[Answer], *keys: str) -> list[Answer]:
+    """The answers to the questions of these keys, as far as there are any."""
+    return [answer for answer in found if answer.question.key in keys]
 
 
 def versus_plain(found: Iterable[Answer]) -> list[Answer]:
@@ -204,6 +192,8 @@ def _problems(experiment: Results, names: Iterable[str]) -> str:
 
 def problem_of(experiment: Results, name: str) -> str:
     """Which of a method's final runs are not in its numbers, and why; empty if all are."""
+    if all(wanted["name"] != name for wanted in experiment["wanted"]):
+        return ""
     key, seeds = key_of(experiment, name), len(experiment["seeds"])
     own = [run for run in experiment["runs"] if run["method"] == key]
     diverged = [run for run in own if run["diverged_at"] is not None]
@@ -322,7 +312,7 @@ def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
         for workload, effect in zip(answer.workloads, best.effects, strict=True)
         if effect.verdict == "worse"
     ]
-    where = f"; but worse on {', '.join(worse)}" if worse else "; shown to be worse on none"
+    where = f"; but worse on {'; '.join(worse)}" if worse else "; shown to be worse on none"
     return (
         f"{answer.reference}: {best.label} has the lowest mean of those that are better "
         f"({percent(best.overall.change)}){where}."

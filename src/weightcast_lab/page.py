@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.evidence import answers, asked, versus_plain, versus_reference
+from weightcast_lab.evidence import answers, asked, versus_plain
 from weightcast_lab.figures import (
     DARK,
     LIGHT,
@@ -187,6 +187,7 @@ class StudyFigure:
     draw: Callable[[Theme, int], Figure]
 
 
+IN_FOREST = ("adamw", "control", "look-ahead")
 IN_CURVES = ("adamw", "adamw-s1", "adamw-s3", "adamw-s8", "nadamw")
 
 
@@ -207,9 +208,10 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         title = "Final loss against the steps predicted ahead"
         figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))
     for key, title, against, chosen in (
-        ("forest-adamw", "Every method compared with AdamW", "AdamW", versus_reference(found)),
-        ("forest-plain", "Forecasts of the others", "the plain form", versus_plain(found)),
-        ("forest-nadamw", "Forecasts compared with NAdamW", "NAdamW", asked(found, "nadamw")),
+        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *IN_FOREST)),
+        ("forest-nadamw", "AdamW predicted, beside NAdamW", "NAdamW", asked(found, "nadamw")),
+        ("forest-plain", "Other optimizers predicted", "the plain form", versus_plain(found)),
+        ("forest-others", "Other optimizers, plain", "AdamW", asked(found, "others")),
         ("forest-variants", "Other β₁, β₂ and batch size", "AdamW", asked(found, "variants")),
     ):
         if chosen:

@@ -260,8 +260,18 @@ FORWARD = tuple(
 
 QUESTIONS = (
     Question("adamw", "Does a forecast improve AdamW?", "adamw", FORWARD),
-    Question("control", "Does a step backwards (s = −1) do the same?", "adamw", ("adamw-s-1",)),
-    Question("nadamw", "Is it more than NAdamW, which looks ahead at no cost?", "nadamw", FORWARD),
+    Question(
+        "control",
+        "Does a step backwards (s = −1) do the same, as a control?",
+        "adamw",
+        ("adamw-s-1",),
+    ),
+    Question(
+        "nadamw",
+        "Is a forecast of AdamW more than NAdamW, which looks ahead at no cost?",
+        "nadamw",
+        FORWARD,
+    ),
     Question("look-ahead", "Does NAdamW improve AdamW?", "adamw", ("nadamw",)),
     Question("on-nadamw", "Does a forecast improve NAdamW?", "nadamw", ("nadamw-s1",)),
     *(
@@ -276,7 +286,7 @@ QUESTIONS = (
     *(
         Question(
             f"{name}-nesterov",
-            f"Is it more than {OPTIMIZERS[name][0]}'s own Nesterov form?",
+            f"Is a forecast of {OPTIMIZERS[name][0]} more than its own Nesterov form?",
             nesterov,
             _predicted(name),
         )
@@ -292,6 +302,15 @@ QUESTIONS = (
         ),
     ),
 )
+
+
+VARIANTS = Question(
+    "variants",
+    "Does it depend on β₁, β₂ or the batch size?",
+    "adamw",
+    tuple(m.name for m in STUDIES["betas"].methods if m != ADAMW),
+)
+"""Asked of one workload and its variants."""
 
 
 def rounds_of(names: Iterable[str]) -> tuple[list[Round], Design]:
@@ -420,7 +439,7 @@ def page() -> str:
         "| Question | Compared with | Methods |",
         "|---|---|---|",
     ]
-    for question in QUESTIONS:
+    for question in (*QUESTIONS, VARIANTS):
         methods = ", ".join(METHODS[name].label for name in question.methods)
         lines.append(f"| {question.text} | {METHODS[question.reference].label} | {methods} |")
     lines += [

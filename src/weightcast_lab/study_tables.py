@@ -61,12 +61,12 @@ def overall_text(row: AnswerRow) -> str:
     """The mean over the workloads with its corrected p value."""
     if row.overall.p is None:
         return change_text(row.overall.change)
-    return f"{change_text(row.overall.change)}, p = {p_text(row.overall.p)}"
+    return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}"
 
 
 def p_text(p: float) -> str:
-    """Two significant digits, down to 0.0001."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    """`= 0.031`, with two significant digits, down to 0.0001."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
 
 
 def median_text(found: MedianInterval | None) -> str:

@@ -209,24 +209,27 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
 
 
 def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
-    """Every run of the search, by its final loss."""
+    """What every run of the search came to: seed by seed, at each rate of each method."""
     jobs = {m: arm.searching([m]).jobs() for m in arm.methods}
     found = [results[job] for own in jobs.values() for job in own if job in results]
+    tried = []
+    for method, own in jobs.items():
+        for rate in arm.design.rates(WORKLOADS[arm.workload], method):
+            runs = {
+                job.cell.seed: results[job]
+                for job in own
+                if job.cell.method.learning_rate == rate and job in results
+            }
+            if runs:
+                entry: dict[str, Any] = {"name": method.name, "learning rate": rate}
+                entry["seeds"] = list(runs)
+                entry["final loss"] = [_shortened(_final_loss(run)) for run in runs.values()]
+                entry["diverged_at"] = [run["diverged_at"] for run in runs.values()]
+                tried.append(entry)
     return {
         "seeds": list(arm.design.search_seeds),
         "environments": distinct(e for result in found for e in result["environments"]),
-        "runs": [
-            {
-                "name": method.name,
-                "learning rate": job.cell.method.learning_rate,
-                "seed": job.cell.seed,
-                "diverged_at": results[job]["diverged_at"],
-                "final loss": _shortened(_final_loss(results[job])),
-            }
-            for method, own in jobs.items()
-            for job in own
-            if job in results
-        ],
+        "tried": tried,
     }
 
 

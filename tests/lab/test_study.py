@@ -1,7 +1,6 @@
 """The study's data, its choice of learning rates, and a small one from runs to page."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from weightcast_lab.study import (
     QUESTIONS,
     SCALES,
     STUDIES,
+    VARIANTS,
     WORKLOADS,
     Design,
     Study,
@@ -63,7 +63,7 @@ def test_every_method_has_the_same_budget_and_a_forecast_its_plain_forms_grid():
 
 
 def test_every_question_can_be_answered():
-    for question in QUESTIONS:
+    for question in (*QUESTIONS, VARIANTS):
         assert {question.reference, *question.methods} <= METHODS.keys()
         assert question.reference not in question.methods
     assert len({question.key for question in QUESTIONS}) == len(QUESTIONS)
@@ -168,16 +168,18 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
         assert len(experiment["runs"]) == 9
         first = {r["history"]["validation_loss"][0] for r in experiment["runs"] if r["seed"] == 1}
         assert len(first) == 1  # the same initial weights for every method
-        searched = experiment["search"]["runs"]
-        assert len(searched) == 18
-        assert all(r["diverged_at"] is not None for r in searched if r["learning rate"] > 1)
+        tried = experiment["search"]["tried"]
+        assert len(tried) == 9
+        assert all(entry["seeds"] == [100, 101] for entry in tried)
+        assert all(None not in e["diverged_at"] for e in tried if e["learning rate"] > 1)
         # the chosen rate is the best of the search
         for method in experiment["methods"]:
-            means = {}
-            for r in searched:
-                if r["name"] == method["name"]:
-                    loss = math.inf if r["final loss"] is None else r["final loss"]
-                    means[r["learning rate"]] = means.get(r["learning rate"], 0) + loss
+            means = {
+                e["learning rate"]: sum(e["final loss"])
+                for e in tried
+                if e["name"] == method["name"] and None not in e["final loss"]
+            }
+            assert len(means) == 2
             assert method["learning rate"] == min(means, key=means.get)
 
     after = weightcast("study", "small", "--out", out, "--missing")

@@ -246,6 +246,25 @@ def test_milestones_divide_the_learning_rate_by_ten(train_line, monkeypatch):
     assert rates == pytest.approx([0.1] * 5 + [0.01] * 5 + [0.001] * 5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_follows_the_schedule_but_the_one_that_has_none(
+    train_line, monkeypatch, name
+):
+    needs_its_package(Method(name))
+    made, attach = [], Method.attach
+
+    def remember(self, *rest):
+        made.append(attach(self, *rest))
+        return made[-1]
+
+    monkeypatch.setattr(Method, "attach", remember)
+    train_line(Method(name), milestones=(1, 2))
+    rate = 0.01 if name == "schedule_free" else 0.0001
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx(
+        [rate] * len(made[0].param_groups)
+    )
+
+
 def test_hyperparameters_reach_the_optimizers_that_have_them():
     chosen = Hyperparameters((0.8, 0.9), 1e-6, 0.3)
     model = torch.nn.Linear(1, 1)
