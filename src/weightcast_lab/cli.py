@@ -392,6 +392,14 @@ def study(
             show_default="core",
         ),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Seeds 0 to N-1 at the chosen learning rates; the search has its own.",
+            show_default="as the protocol says: 5",
+        ),
+    ] = None,
     device: Device = "auto",
     data: Data = None,
     download: Download = False,
@@ -430,7 +438,7 @@ def study(
     chosen_device = _device(device, on)
     source = DataSource(data.resolve() if data else None, download=download)
     folder = out or Path("weightcast-runs") / ("study-smoke" if chosen == ["smoke"] else "study")
-    opened = open_study(chosen, source, chosen_device, folder)
+    opened = open_study(chosen, source, chosen_device, folder, seeds)
     console = Console(stderr=True)
     results: dict[Job, dict[str, Any]] = {}
     failures: dict[Job, str] = {}

@@ -225,6 +225,10 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     }
 
 
+_COSTS = ("memory", "cpu_seconds", "package")
+"""What runs of earlier versions lack."""
+
+
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Each value once, in the order of their first appearance."""
     found: list[Any] = []
@@ -250,5 +254,5 @@ def _compact(result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
         "history": history,
         "test": {name: shorten(value) for name, value in result["test"].items()},
         "weights": result["weights"],
-        **{name: shorten(result[name]) for name in ("memory", "cpu_seconds") if name in result},
+        **{name: shorten(result[name]) for name in _COSTS if result.get(name) is not None},
     }

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 import weightcast
 from weightcast.rules import OBSERVED
+from weightcast_lab.environment import installed_version
 from weightcast_lab.errors import LabError, unknown_name
 
 
@@ -127,6 +128,15 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
     "lookahead": ("Lookahead AdamW", _lookahead),
 }
 
+PACKAGES = {
+    "lion": "pytorch_optimizer",
+    "muon": "pytorch_optimizer",
+    "muon_nesterov": "pytorch_optimizer",
+    "lookahead": "pytorch_optimizer",
+    "schedule_free": "schedulefree",
+}
+"""Where those come from that torch lacks."""
+
 PLAIN_ONLY = ("schedule_free", "lookahead")
 """They move the weights to places of their own, so that a forecast has no meaning."""
 
@@ -219,6 +229,12 @@ class Method:
             steps = "∞" if math.isinf(self.steps) else f"{self.steps:g}".replace("-", "−")
             label += f" s={steps}" + (" decaying" if self.decaying else "")
         return label + ("" if self.learning_rate is None else f", lr {self.learning_rate:g}")
+
+    @property
+    def package(self) -> str | None:
+        """The package that the optimizer comes from and its version, if it is not torch."""
+        name = PACKAGES.get(self.optimizer)
+        return None if name is None else f"{name} {installed_version(name)}"
 
     @property
     def is_scheduled(self) -> bool:

@@ -58,10 +58,12 @@ def effect_text(effect: Effect) -> str:
 
 
 def overall_text(row: AnswerRow) -> str:
-    """The mean over the workloads with its corrected p value."""
+    """The mean over the workloads with its corrected p value, and of how many if not of all."""
     if row.overall.p is None:
         return change_text(row.overall.change)
-    return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}"
+    measured = sum(effect.p is not None for effect in row.effects)
+    some = "" if measured == len(row.effects) else f" (of {measured})"
+    return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}{some}"
 
 
 def p_text(p: float) -> str:
@@ -171,6 +173,9 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
     if machines:
         notes.append("Computed on " + "; and on ".join(machines) + ".")
+    packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
+    if packages:
+        notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
     edges = sum(bool(m["edge"]) for e in experiments for m in e["methods"])
     chosen = sum(len(e["methods"]) for e in experiments)
     if edges:

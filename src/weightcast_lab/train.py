@@ -134,8 +134,8 @@ def train(
         The result, which is also saved: `method`, `seed`, `environments` (all on which parts of it
         were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
         `train_loss`, `validation_loss`, `metric`, `seconds`), `test`, a hash of the final
-        `weights`, the method's `memory` (see `Method.memory`), and `cpu_seconds` of this process.
-        None if it stopped before the end.
+        `weights`, the method's `memory` and `package` (see `Method`), and `cpu_seconds` of this
+        process. None if it stopped before the end.
 
     Raises:
         LabError: something cannot be written.
@@ -232,6 +232,7 @@ def train(
         "weights": _digest(model),
         "memory": cell.method.memory(model, optimizer),
         "cpu_seconds": time.process_time() - cpu_started,
+        "package": cell.method.package,
     }
     files.save_result(result)
     return result

@@ -134,25 +134,40 @@ class OpenStudy:
             yield Phase(f"{one.label}, at the chosen rates", False, work)
 
 
-def open_study(names: Iterable[str], source: DataSource, device: str, folder: Path) -> OpenStudy:
+def open_study(
+    names: Iterable[str],
+    source: DataSource,
+    device: str,
+    folder: Path,
+    seeds: int | None = None,
+) -> OpenStudy:
     """Make the folders of a study, or go on in them.
+
+    Args:
+        names: Of studies.
+        source: Where the data are.
+        device: To compute on.
+        folder: Of the results.
+        seeds: How many at the chosen rates, if not as many as the protocol says.
 
     Raises:
         LabError: there is no such study, its data cannot be used, or the folder holds something
             else.
     """
     rounds, design = rounds_of(names)
+    if seeds is not None:
+        design = replace(design, seeds=tuple(range(seeds)))
     workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
     settings = {key: _settings(WORKLOADS[key], source, device) for key in workloads}
     task_of = cache(lambda name, options, its_source: make_task(name, its_source, **dict(options)))
     tasks = {key: task_of(s.task, s.options, s.source) for key, s in settings.items()}
-    open_folder(folder, {"kind": "study", "design": _described(design)})
+    open_folder(folder, {"kind": "study", **_searched(design)})
     arms = []
     for key in workloads:
         methods = [m for one in rounds if key in one.workloads for m in one.methods]
         search, final = (
-            _opened(key, settings[key], tasks[key], folder / key / phase, seeds, phase)
-            for phase, seeds in (("search", design.search_seeds), ("final", design.seeds))
+            _opened(key, settings[key], tasks[key], folder / key / phase, chosen, phase)
+            for phase, chosen in (("search", design.search_seeds), ("final", design.seeds))
         )
         arms.append(Arm(key, tuple(dict.fromkeys(methods)), design, search, final))
     return OpenStudy(tuple(arms), tuple(rounds))
@@ -180,8 +195,12 @@ def _settings(workload: Workload, source: DataSource, device: str) -> Settings:
     )
 
 
-def _described(design: Design) -> dict[str, Any]:
-    return {name: list(value) for name, value in vars(design).items()}
+def _searched(design: Design) -> dict[str, Any]:
+    """What the choice of learning rates depends on; more seeds at the chosen ones may follow."""
+    return {
+        "multiples of usual learning rates": list(design.multiples),
+        "search seeds": list(design.search_seeds),
+    }
 
 
 def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> list[dict[str, Any]]:

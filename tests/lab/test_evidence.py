@@ -23,7 +23,14 @@ from weightcast_lab.figures import DARK, LIGHT, to_image
 from weightcast_lab.page import study_figures, study_page
 from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
 from weightcast_lab.study import METHODS, QUESTIONS, STUDIES
-from weightcast_lab.study_tables import change_text, csv_text, markdown, notes_of, verdicts
+from weightcast_lab.study_tables import (
+    change_text,
+    csv_text,
+    markdown,
+    notes_of,
+    overall_text,
+    verdicts,
+)
 from weightcast_lab.tables import number
 
 NAMES = [method.name for method in STUDIES["core"].methods]
@@ -193,6 +200,8 @@ def test_what_is_missing_is_said_and_the_rest_compared():
     assert row.effects[1].problem == "missing"
     assert row.effects[2].change.n == 4
     assert row.overall.change.n == 9
+    assert overall_text(row).endswith(" (of 2)")
+    assert not overall_text(row_of(answer_to(experiments, "adamw"), "adamw-s1")).endswith(")")
     notes = " ".join(notes_of(experiments))
     assert "Workload <two>: AdamW s=3: missing." in notes
     assert "Workload <three>: all methods: 1 of 5 missing." in notes
@@ -312,6 +321,12 @@ def test_notes_name_seeds_correction_edges_hardware_and_versions():
         "3 of 36 learning rates were chosen at an edge",
     ):
         assert words in notes
+
+
+def test_packages_are_named_where_they_were_used(core):
+    assert "torch lacks" not in " ".join(notes_of(core))
+    core[0]["runs"][0]["package"] = "schedulefree 1.4"
+    assert "torch lacks come from schedulefree 1.4." in " ".join(notes_of(core))
 
 
 def test_a_study_is_not_a_reproduction(core, tmp_path):

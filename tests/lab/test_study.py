@@ -190,6 +190,13 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
     assert more.code == 0, more.err
     assert "Does NAdamW improve AdamW?" in more.out
     assert len(result_paths(out) - paths) == 9
+    # more seeds at the same rates
+    paths = result_paths(out)
+    seeded = weightcast("study", "small", "--out", out, "--seeds", 4)
+    assert seeded.code == 0, seeded.err
+    assert {path.split("/")[-2] for path in result_paths(out) - paths} == {"seed-3"}
+    assert len(result_paths(out) - paths) == 6
+    assert "4 seeds" in seeded.out
     markdown = weightcast("report", out, "--markdown")
     assert "| AdamW s=∞ decaying |" in markdown.out
 
@@ -237,4 +244,4 @@ def test_another_design_in_the_same_folder_is_refused(weightcast, tmp_path, smal
     refused = weightcast("study", "small", "--out", out)
     assert refused.code == 2
     assert "results of another configuration" in " ".join(refused.err.split())
-    assert json.loads((out / "config.json").read_text())["design"]["seeds"] == [0, 1, 2]
+    assert json.loads((out / "config.json").read_text())["search seeds"] == [100, 101]

@@ -3,6 +3,7 @@ import multiprocessing
 import random
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -427,6 +428,13 @@ def test_what_a_method_keeps_beside_the_weights(train_line, method, copies):
     result = train_line(method)
     # steps and other counters come on top of this tiny network's 25 weights
     assert copies <= result["memory"] < copies + 0.5
+
+
+def test_a_run_names_the_package_that_its_optimizer_comes_from(train_line):
+    assert train_line(folder="plain")["package"] is None
+    needs_its_package(Method("lion"))
+    installed = f"pytorch_optimizer {version('pytorch_optimizer')}"
+    assert train_line(Method("lion"))["package"] == installed
 
 
 def test_muon_is_for_the_matrices_inside_only():
