@@ -456,7 +456,7 @@ def study(
     for phase in opened.phases():
         order = phase.jobs(results)
         runs += phase.size
-        if time.time() < until:
+        if order and time.time() < until:
             plan = f"{phase.label}: {{}} on {chosen_device}"
             done = _compute(order, plan, chosen_device, jobs, until, on)
             results |= done.results

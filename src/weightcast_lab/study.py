@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from weightcast_lab.errors import LabError, unknown_name
@@ -337,6 +338,9 @@ def rounds_of(names: Iterable[str]) -> tuple[list[Round], Design]:
 # --- the protocol, for people --------------------------------------------------------------------
 
 
+WIDTH = 100
+
+
 def page() -> str:
     """`docs/study.md`."""
     design = Design()
@@ -404,14 +408,18 @@ def page() -> str:
         "",
         "## Learning rates and seeds",
         "",
-        f"Every method, plain or predicted, gets the same budget: {len(design.multiples)} learning",
-        f"rates ({grid} times the usual one of its optimizer) with seeds",
-        f"{' and '.join(map(str, design.search_seeds))}. The rate with the lowest mean final",
-        "validation loss is chosen; a rate at which a run diverges loses to any at which fewer do.",
-        "A choice at an edge of the grid is marked in the tables. Then the chosen rate runs with",
-        f"the fresh seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds more,",
-        "and results name how many there are). A predicted method",
-        "searches the grid of its plain form. Usual rates, in multiples of AdamW's:",
+        *wrap(
+            f"Every method, plain or predicted, gets the same budget: {len(design.multiples)} "
+            f"learning rates ({grid} times the usual one of its optimizer) with seeds "
+            f"{_listed(design.search_seeds)}. The rate with the lowest mean final validation loss "
+            "is chosen; a rate at which a run diverges loses to any at which fewer do. A choice at "
+            "an edge of the grid is marked in the tables. Then the chosen rate runs with the fresh "
+            f"seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds more, and "
+            "results name how many there are). The same validation data serve to choose and to "
+            "judge, for every method alike. A predicted method searches the grid of its plain "
+            "form. Usual rates, in multiples of AdamW's:",
+            WIDTH,
+        ),
         "",
         "| " + " | ".join(OPTIMIZERS[name][0] for name in SCALES) + " |",
         "|" + "---:|" * len(SCALES),
