@@ -300,6 +300,8 @@ def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
         for row in answer.rows
         if row.overall.verdict == "better" and row.overall.change is not None
     ]
+    if answer.verdict == "not tested here":
+        return f"{answer.reference}: not tested here."
     if not good:
         return (
             f"{answer.reference}: no forecast is shown to improve it on average; there is nothing "

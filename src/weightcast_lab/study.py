@@ -24,6 +24,7 @@ class Workload:
         task: One of `weightcast_lab.tasks.TASKS`.
         options: What the task's function takes besides the data.
         learning_rate: Usual for AdamW here: the methods' grids lie around it.
+        sgd_rate: Usual for SGD with momentum, whose scale is another on every workload.
         batch_size: Examples, or streams of text.
         epochs: Passes over the training data.
         milestones: The learning rate is divided by 10 after so many epochs.
@@ -37,6 +38,7 @@ class Workload:
     task: str
     options: Mapping[str, Any]
     learning_rate: float
+    sgd_rate: float
     batch_size: int
     epochs: int
     milestones: tuple[int, ...] = ()
@@ -55,7 +57,7 @@ def _text(setting: str = "", batch_size: int = 32, **more: Any) -> Workload:
     variant_of = "text-lstm" if setting else ""
     part = {"training_tokens": 250_000}
     return Workload(
-        label, "text", part, 5e-3, batch_size, 6, clip_norm=1.0, variant_of=variant_of, **more
+        label, "text", part, 5e-3, 1.0, batch_size, 6, clip_norm=1.0, variant_of=variant_of, **more
     )
 
 
@@ -66,17 +68,18 @@ def _resnet(label: str, network: str) -> Workload:
         "training_images": 2_500,
         "validation_images": 1_000,
     }
-    return Workload(label, "cifar10", part, 3e-3, 32, 8, milestones=(6,))
+    return Workload(label, "cifar10", part, 3e-3, 0.1, 32, 8, milestones=(6,))
 
 
 WORKLOADS = {
-    "digits": Workload("Digits, CNN", "digits", {}, 5e-3, 32, 12),
+    "digits": Workload("Digits, CNN", "digits", {}, 5e-3, 0.05, 32, 12),
     "text-lstm": _text(),
     "text-transformer": Workload(
         "Documentation, transformer",
         "text",
         {"network": "transformer", "training_tokens": 200_000},
         3e-3,
+        0.3,
         16,
         5,
         clip_norm=1.0,
@@ -92,6 +95,7 @@ WORKLOADS = {
             "validation_tokens": 15_000,
         },
         1e-2,
+        2.0,
         20,
         6,
         milestones=(4,),
@@ -102,8 +106,8 @@ WORKLOADS = {
     "text-lstm-beta1": _text("β₁ = 0.95", betas=(0.95, 0.999)),
     "text-lstm-beta2": _text("β₂ = 0.95", betas=(0.9, 0.95)),
     "text-lstm-batch": _text("batch 128", batch_size=128),
-    "smoke-digits": Workload("Digits, CNN, 2 epochs", "digits", {}, 5e-3, 64, 2),
-    "smoke-batch": Workload("Digits, CNN, 2 epochs, batch 128", "digits", {}, 5e-3, 128, 2),
+    "smoke-digits": Workload("Digits, CNN, 2 epochs", "digits", {}, 5e-3, 0.05, 64, 2),
+    "smoke-batch": Workload("Digits, CNN, 2 epochs, batch 128", "digits", {}, 5e-3, 0.05, 128, 2),
 }
 
 SIX = ("digits", "text-lstm", "text-transformer", "ptb-lstm", "cifar10-bn", "cifar10-plain")
@@ -116,13 +120,13 @@ SCALES = {
     "muon_nesterov": 1.0,
     "lookahead": 1.0,
     "schedule_free": 3.0,
-    "rmsprop": 0.3,
+    "rmsprop": 1.0,
     "lion": 0.2,
     "adagrad": 10.0,
-    "sgd": 100.0,
-    "nesterov": 100.0,
 }
-"""Usual learning rates of each optimizer, in multiples of AdamW's."""
+"""Usual learning rates of each optimizer but SGD, in multiples of AdamW's."""
+
+SGD = ("sgd", "nesterov")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,10 @@ class Design:
 
     def rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
         """The learning rates that are tried: the same for a method plain and predicted."""
-        usual = SCALES[method.optimizer] * workload.learning_rate
+        if method.optimizer in SGD:
+            usual = workload.sgd_rate
+        else:
+            usual = SCALES[method.optimizer] * workload.learning_rate
         return tuple(float(f"{usual * multiple:.3g}") for multiple in self.multiples)
 
     @property
@@ -367,8 +374,9 @@ def page() -> str:
         "Small, some twenty seconds a run on one CPU core at most, so that there can be many runs;",
         "what holds here need not hold at scale.",
         "",
-        "| Workload | Task and options | Batch | Epochs | ÷10 after | Clipping | Usual rate |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| Workload | Task and options | Batch | Epochs | ÷10 after | Clipping | Usual rate: AdamW "
+        "| SGD |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     shown = [w for name in ("core", "betas") for w in STUDIES[name].workloads]
     for key in dict.fromkeys(shown):
@@ -377,7 +385,8 @@ def page() -> str:
         cells = [
             *(w.label, f"`{w.task}`" + (f": {options}" if options else "")),
             *(f"{w.batch_size}", f"{w.epochs}", ", ".join(map(str, w.milestones)) or "–"),
-            *("–" if w.clip_norm is None else f"{w.clip_norm:g}", f"{w.learning_rate:g}"),
+            "–" if w.clip_norm is None else f"{w.clip_norm:g}",
+            *(f"{w.learning_rate:g}", f"{w.sgd_rate:g}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
@@ -417,7 +426,8 @@ def page() -> str:
             f"seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds more, and "
             "results name how many there are). The same validation data serve to choose and to "
             "judge, for every method alike. A predicted method searches the grid of its plain "
-            "form. Usual rates, in multiples of AdamW's:",
+            "form. Usual rates of AdamW and of SGD (with Nesterov or without) are in the table of "
+            "workloads; those of the others, in multiples of AdamW's:",
             WIDTH,
         ),
         "",

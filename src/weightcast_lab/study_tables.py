@@ -161,7 +161,8 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         "Changes are of the final validation loss in per cent, paired by seed (same initial "
         f"weights, same batches), with 95% t intervals; {n} seeds. Bold is better or worse at 5% "
         "after Holm's correction over the whole table (the means: over the methods). The mean is "
-        "over these workloads and speaks of no others.",
+        "over these workloads and speaks of no others; what to set names the lowest of several "
+        "means, and picking the lowest flatters.",
         "Every method has a learning rate of its own, the best of its grid in runs of their own "
         f"(seeds: {search}); ↓ and ↑ mark choices at the lower and upper edge of the grid, beyond "
         "which it might do better.",

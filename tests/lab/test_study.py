@@ -1,6 +1,7 @@
 """The study's data, its choice of learning rates, and a small one from runs to page."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from weightcast_lab.study import (
     METHODS,
     QUESTIONS,
     SCALES,
+    SGD,
     STUDIES,
     VARIANTS,
     WORKLOADS,
@@ -31,6 +33,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 
 def test_the_page_is_the_protocol():
     assert PAGE.read_text() == study.page()
+    tables = re.findall(r"(?:^\|.*\n)+", study.page(), re.M)
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_every_workload_and_method_is_possible():
@@ -42,7 +48,7 @@ def test_every_workload_and_method_is_possible():
         assert set(one.workloads) <= WORKLOADS.keys()
         assert len(set(one.methods)) == len(one.methods)
         assert one.rounds[0][0] == Method("adamw")  # what the others are compared with comes first
-    assert {m.optimizer for m in METHODS.values()} == SCALES.keys()
+    assert {m.optimizer for m in METHODS.values()} == {*SCALES, *SGD}
     wanted = {"radam", "lion", "rmsprop", "adagrad", "muon", "sgd"}
     for name in wanted:
         assert {name, f"{name}-s1", f"{name}-s3"} <= METHODS.keys()
@@ -59,7 +65,7 @@ def test_every_method_has_the_same_budget_and_a_forecast_its_plain_forms_grid():
             assert len(set(rates)) == len(design.multiples)
             assert rates == design.rates(workload, Method(method.optimizer))
     assert design.rates(WORKLOADS["digits"], Method("adamw")) == (5e-4, 1.5e-3, 5e-3, 1.5e-2)
-    assert design.rates(WORKLOADS["digits"], Method("sgd", 1.0)) == (0.05, 0.15, 0.5, 1.5)
+    assert design.rates(WORKLOADS["digits"], Method("sgd", 1.0)) == (0.005, 0.015, 0.05, 0.15)
 
 
 def test_every_question_can_be_answered():
@@ -109,8 +115,8 @@ def line(source):
 def small(monkeypatch):
     """A study that takes no time: a line, and a variant of it."""
     monkeypatch.setitem(TASKS, "line", "tests.lab.test_study:line")
-    monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 4, 3))
-    variant = Workload("A line, batch 10", "line", {}, 0.03, 10, 3, (2,), variant_of="line")
+    monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 0.03, 4, 3))
+    variant = Workload("A line, batch 10", "line", {}, 0.03, 0.03, 10, 3, (2,), variant_of="line")
     monkeypatch.setitem(WORKLOADS, "line-batch", variant)
     one = Study(
         "a line",
