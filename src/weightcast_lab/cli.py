@@ -103,7 +103,8 @@ def compare(
         typer.Option(
             help="Run plain and with each of --steps; may be repeated. The first, plain, is what "
             "all others are compared with. One of adamw, nadamw, adam, radam, sgd, nesterov, "
-            "rmsprop, adagrad."
+            "rmsprop, adagrad, lion, muon, muon_nesterov, schedule_free, lookahead; the last five "
+            "need weightcast[study], the last two are baselines only."
         ),
     ] = ["adamw"],  # noqa: B006 - typer reads the default
     baseline: Annotated[
@@ -178,9 +179,10 @@ def compare(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="An option of the task; may be repeated. ptb: units, layers, dropout, window, "
-            "training_tokens, validation_tokens; cifar10: network (vgg11, vgg11_bn, resnet34, "
-            "densenet121, inception_v3), width, training_images, validation_images.",
+            help="An option of the task; may be repeated. text: network (lstm, transformer), "
+            "training_tokens; ptb: units, layers, dropout, window, vocabulary, training_tokens, "
+            "validation_tokens; cifar10: network (vgg11, vgg11_bn, resnet34, densenet121, "
+            "inception_v3, resnet10, resnet10_plain), width, training_images, validation_images.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
@@ -244,12 +246,14 @@ def compare(
         compiled=compiled,
     )
     folder = out or Path("weightcast-runs") / task
-    experiment = open_experiment(task, settings, methods, seeds or preset.seeds, folder, the_task)
+    experiment = open_experiment(
+        task, settings, methods, range(seeds or preset.seeds), folder, the_task
+    )
     plan = (
         f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
         f"{settings.learning_rate:g}, on {chosen_device}"
     )
-    done = _compute(experiment.jobs(), plan, chosen_device, jobs, minutes, on)
+    done = _compute(experiment.jobs(), plan, chosen_device, jobs, _end(minutes), on)
     if done.results:
         path = save_results(
             folder,
@@ -329,10 +333,10 @@ def reproduce(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import finished_results, save_results
+    from weightcast_lab.comparison import finished_results, in_order, save_results
     from weightcast_lab.environment import check_precision
     from weightcast_lab.progress import print_missing, print_warning
-    from weightcast_lab.reproduction import Wanted, contents_of, in_order, open_reproduction
+    from weightcast_lab.reproduction import Wanted, contents_of, open_reproduction
     from weightcast_lab.tasks import DataSource
 
     chosen_device = _device(device, on)
@@ -358,7 +362,7 @@ def reproduce(
         if minutes is None:
             return
     plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
-    done = _compute(order, plan, chosen_device, jobs, minutes, on)
+    done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
     if done.results:
         path = save_results(
             folder,
@@ -370,6 +374,106 @@ def reproduce(
         )
         _show(path, folder)
     done.exit()
+
+
+@app.command(
+    epilog="Example: `weightcast study core --data FOLDER --minutes 180` computes for three hours; "
+    "the same command goes on from there."
+)
+def study(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[core|optimizers|betas|smoke]...",
+            help="core: AdamW predicted by several steps, its controls, NAdamW, on six tasks; "
+            "optimizers: others, plain and predicted; betas: other β and batch sizes on one task; "
+            "smoke: seconds, to see that it all runs.",
+            show_default="core",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Seeds 0 to N-1 at the chosen learning rates; the search has its own.",
+            show_default="as the protocol says: 5",
+        ),
+    ] = None,
+    device: Device = "auto",
+    data: Data = None,
+    download: Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
+            "go on, also on another machine.",
+            show_default="weightcast-runs/study, or study-smoke",
+        ),
+    ] = None,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="Say how many runs are left; compute them only if --minutes says for how long.",
+        ),
+    ] = False,
+    minutes: Minutes = None,
+    jobs: Jobs = None,
+    on: On = None,
+) -> None:
+    """Measure where forecasting helps: each method at its own best learning rate, on fresh seeds.
+
+    The protocol is written down in docs/study.md. At the end: the paired differences that answer
+    its questions, corrected for their number, tables of every task, and figures.
+
+    Stop it whenever you like: the same command goes on where it was.
+    """
+    from weightcast_lab.comparison import finished_results, save_results
+    from weightcast_lab.progress import print_phases, print_warning
+    from weightcast_lab.tasks import DataSource
+    from weightcast_lab.tuning import contents_of, open_study
+
+    chosen = list(dict.fromkeys(names or ["core"]))
+    chosen_device = _device(device, on)
+    source = DataSource(data.resolve() if data else None, download=download)
+    folder = out or Path("weightcast-runs") / ("study-smoke" if chosen == ["smoke"] else "study")
+    opened = open_study(chosen, source, chosen_device, folder, seeds)
+    console = Console(stderr=True)
+    results: dict[Job, dict[str, Any]] = {}
+    failures: dict[Job, str] = {}
+    if missing:
+        counts = []
+        for phase in opened.phases():
+            found = finished_results(phase.jobs(results), partial(print_warning, console))
+            results |= found
+            counts.append((phase.label, len(found), phase.size))
+        print_phases(Console(), counts)
+        if minutes is None:
+            return
+    until = _end(minutes)
+    runs = 0
+    for phase in opened.phases():
+        order = phase.jobs(results)
+        runs += phase.size
+        if order and time.time() < until:
+            plan = f"{phase.label}: {{}} on {chosen_device}"
+            done = _compute(order, plan, chosen_device, jobs, until, on)
+            results |= done.results
+            failures |= done.failures
+        else:
+            results |= finished_results(order, partial(print_warning, console))
+    if results:
+        path = save_results(
+            folder,
+            "study",
+            contents_of(opened, results, failures),
+            title="Where forecasting the weights helps",
+            names=chosen,
+            command=_command(context, "study"),
+        )
+        _show(path, folder)
+    _Done(results, failures, runs).exit()
 
 
 @dataclass
@@ -406,12 +510,17 @@ def _device(name: str, on: str | None) -> str:
     return device_named(name, is_here=on is None)
 
 
+def _end(minutes: float | None) -> float:
+    """When to stop, as `time.time()` tells it."""
+    return math.inf if minutes is None else time.time() + 60 * minutes
+
+
 def _compute(
     order: list[Job],
     plan: str,
     device: str,
     jobs: int | None,
-    minutes: float | None,
+    until: float,
     on: str | None,
 ) -> _Done:
     """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command."""
@@ -420,7 +529,6 @@ def _compute(
     from weightcast_lab.progress import ProgressDisplay, print_warning
     from weightcast_lab.runner import run_jobs
 
-    until = math.inf if minutes is None else time.time() + 60 * minutes
     console = Console(stderr=True)
     live = sys.stdout.isatty() and sys.stderr.isatty()
     results = finished_results(order, partial(print_warning, console))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ class Experiment:
     settings: Settings
     folder: Path
     methods: tuple[Method, ...]
-    seeds: int
+    seeds: tuple[int, ...]
     configuration: dict[str, Any]
     identity: dict[str, Any]
     label: str = ""
@@ -36,7 +37,7 @@ class Experiment:
     def jobs(self) -> list[Job]:
         """All runs, seed by seed."""
         digest = digest_of(self.configuration)
-        cells = [Cell(method, seed) for seed in range(self.seeds) for method in self.methods]
+        cells = [Cell(method, seed) for seed in self.seeds for method in self.methods]
         return [
             Job(cell, self.settings, cell.files(self.folder, digest), self.label) for cell in cells
         ]
@@ -126,7 +127,7 @@ def open_experiment(
     key: str,
     settings: Settings,
     methods: Iterable[Method],
-    seeds: int,
+    seeds: Iterable[int],
     folder: Path,
     task: Task,
     label: str = "",
@@ -145,7 +146,15 @@ def open_experiment(
         "metric": vars(task.metric),
         "learning_rate_is_preset": settings.learning_rate == preset,
     }
-    return Experiment(key, settings, folder, tuple(methods), seeds, configuration, identity, label)
+    return Experiment(
+        key, settings, folder, tuple(methods), tuple(seeds), configuration, identity, label
+    )
+
+
+def in_order(experiments: Sequence[Experiment]) -> list[Job]:
+    """All runs: those that have begun first, then seed by seed."""
+    jobs = [job for experiment in experiments for job in experiment.jobs()]
+    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
 
 
 def finished_results(jobs: Iterable[Job], warn: Warn) -> dict[Job, dict[str, Any]]:
@@ -160,7 +169,7 @@ def content_of(
     """All that a report needs to know of an experiment."""
     jobs = experiment.jobs()
     own = [results[job] for job in jobs if job in results]
-    environments = _distinct(e for result in own for e in result["environments"])
+    environments = distinct(e for result in own for e in result["environments"])
     return {
         "key": experiment.key,
         **experiment.identity,
@@ -170,12 +179,12 @@ def content_of(
                 "key": m.key,
                 "label": m.label,
                 "optimizer": m.optimizer,
-                "steps": m.steps,
+                "steps": str(m.steps) if m.steps == math.inf else m.steps,  # JSON has no infinity
                 "learning rate": m.learning_rate or experiment.settings.learning_rate,
             }
             for m in experiment.methods
         ],
-        "seeds": list(range(experiment.seeds)),
+        "seeds": list(experiment.seeds),
         "environments": environments,
         "failures": [
             {"method": job.cell.method.key, "seed": job.cell.seed, "reason": failures[job]}
@@ -216,7 +225,12 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     }
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
+_COSTS = ("memory", "cpu_seconds", "package")
+"""What runs of earlier versions lack."""
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order of their first appearance."""
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -240,4 +254,5 @@ def _compact(result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
         "history": history,
         "test": {name: shorten(value) for name, value in result["test"].items()},
         "weights": result["weights"],
+        **{name: shorten(result[name]) for name in _COSTS if result.get(name) is not None},
     }

@@ -57,7 +57,7 @@ def environment(device: str) -> dict[str, str]:
         "hardware": _hardware(device),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "weightcast": _version("weightcast"),
+        "weightcast": installed_version("weightcast"),
     }
 
 
@@ -71,7 +71,8 @@ def _hardware(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Of a package, for people."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The picture of a comparison: learning curves and paired differences."""
+"""Pictures: learning curves and paired differences of comparisons, reproductions and studies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from weightcast_lab.evidence import Answer, Effect
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, Row
-from weightcast_lab.statistics import mean_interval
+from weightcast_lab.statistics import Interval, mean_interval
+from weightcast_lab.study import METHODS
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,24 @@ class Theme:
     shades: tuple[float, float]
     """The part of a colour map that can be told from the paper."""
     baselines: tuple[str, ...]
+    better: str
+    worse: str
 
 
-LIGHT = Theme("#1c2330", "#5b6575", "#dfe3ea", "#ffffff", (0.42, 0.95), ("#d95f02", "#b1338a"))
-DARK = Theme("#e8ebf0", "#9aa4b4", "#303846", "#181d26", (0.82, 0.42), ("#ff9f4a", "#f07fc8"))
+LIGHT = Theme(
+    *("#1c2330", "#5b6575", "#dfe3ea", "#ffffff"),
+    shades=(0.42, 0.95),
+    baselines=("#d95f02", "#b1338a"),
+    better="#0b7a4b",
+    worse="#b42318",
+)
+DARK = Theme(
+    *("#e8ebf0", "#9aa4b4", "#303846", "#181d26"),
+    shades=(0.82, 0.42),
+    baselines=("#ff9f4a", "#f07fc8"),
+    better="#4ccb8f",
+    worse="#ff8a7a",
+)
 FAMILIES = ("Blues", "Greens", "Purples")
 
 Array = npt.NDArray[np.float64]
@@ -71,36 +87,159 @@ def draw(results: Results, rows: Sequence[Row], theme: Theme, columns: int) -> F
     return figure
 
 
-def draw_panels(experiments: Sequence[Results], column: str, theme: Theme, columns: int) -> Figure:
-    """Validation `column` against epochs, one panel a network, as in the paper's figures."""
-    width, columns = 5.6 * columns, min(columns, len(experiments))
-    lines = -(-len(experiments) // columns)
+def draw_panels(
+    experiments: Sequence[Results],
+    column: str,
+    theme: Theme,
+    columns: int,
+    *,
+    by_epoch: bool = True,
+) -> Figure:
+    """Validation `column` against epochs, or else steps, one panel an experiment."""
+    figure, panels = _panels(len(experiments), columns, theme)
+    with matplotlib.rc_context(_settings(theme)):
+        for panel, experiment in zip(panels, experiments, strict=True):
+            styles = _styles(experiment, theme)
+            _draw_curves(panel, _Curves(experiment), styles, column, by_epoch=by_epoch)
+            metric = experiment["metric"]["name"] if column == "metric" else "loss"
+            is_paper = "network" in experiment
+            label = RECIPES[experiment["network"]].label if is_paper else experiment["workload"]
+            x = "epochs" if by_epoch else "optimizer steps"
+            panel.set(title=label, xlabel=x, ylabel=f"validation {metric}")
+            if by_epoch:
+                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            else:
+                panel.xaxis.set_major_locator(MaxNLocator(5))
+                _use_log_scale_if_wide(panel)
+        _add_legend(figure, panels, 3 * min(columns, len(experiments)))
+    return figure
+
+
+def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: int) -> Figure:
+    """Each method's change of the final loss with its interval: a panel a workload, then the mean.
+
+    The rows are those of all the answers. Filled is what is better or worse after correction.
+    """
+    workloads = list(dict.fromkeys(w for answer in found for w in answer.workloads))
+    mean = "Mean over the workloads"
+    titles = [*workloads, *([mean] if len(workloads) > 1 else [])]
+    rows = [
+        (row.label, dict(zip(answer.workloads, row.effects, strict=True)) | {mean: row.overall})
+        for answer in found
+        for row in answer.rows
+    ]
+    figure, panels = _panels(len(titles), columns, theme, 0.3 * len(rows) + 1.4)
+    tones = {"better": theme.better, "worse": theme.worse, "": theme.soft}
+    with matplotlib.rc_context(_settings(theme)):
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set_title(title)
+            panel.axvline(0, color=theme.ink, linewidth=1.2)
+            for place, (_, effects) in enumerate(rows):
+                effect = effects.get(title)
+                if effect is None or effect.change is None:
+                    continue
+                middle, low, high = _in_percent(effect.change)
+                panel.errorbar(
+                    middle,
+                    place,
+                    xerr=[[middle - low], [high - middle]],
+                    color=tones[effect.verdict],
+                    marker="o",
+                    markersize=6.5,
+                    markeredgewidth=1.6,
+                    markerfacecolor=tones[effect.verdict] if effect.verdict else theme.paper,
+                    linewidth=1.8,
+                    capsize=3,
+                )
+            panel.set_yticks(range(len(rows)), [label for label, _ in rows])
+            panel.set_ylim(len(rows) - 0.4, -0.6)
+            panel.grid(visible=False, axis="y")
+            panel.xaxis.set_major_locator(MaxNLocator(5))
+        figure.supxlabel(
+            f"final loss, % change to {against} (paired, 95% interval)\nfilled: better or worse "
+            "after Holm's correction",
+            fontsize=9.5,
+            color=theme.soft,
+        )
+    return figure
+
+
+def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
+    """How the final loss depends on how far ahead is predicted: each workload, and their mean."""
+    about = {answer.question.key: answer for answer in found}
+    workloads = about["adamw"].workloads
+    rows = [row for row in about["adamw"].rows if not METHODS[row.name].decaying]
+    steps = [0.0, *(METHODS[row.name].steps or 0.0 for row in rows)]
+
+    def line(effects: Sequence[Effect]) -> Array:
+        changes = [effect.change for effect in effects]
+        nothing = (np.nan, np.nan, np.nan)
+        return np.array(
+            [(0.0, 0.0, 0.0), *(nothing if c is None else _in_percent(c) for c in changes)]
+        )
+
+    figure, (panel,) = _panels(1, columns, theme, 4.6)
+    with matplotlib.rc_context(_settings(theme)):
+        panel.axhline(0, color=theme.ink, linewidth=1.0)
+        colors = matplotlib.colormaps["tab10"]
+        for number, workload in enumerate(workloads):
+            values = line([row.effects[number] for row in rows])[:, 0]
+            style: Style = {"marker": "o", "markersize": 3.0, "linewidth": 1.4}
+            panel.plot(steps, values, color=colors(number), label=workload, **style)
+        if len(workloads) > 1:
+            mean = line([row.overall for row in rows])
+            panel.fill_between(steps, mean[:, 1], mean[:, 2], color=theme.ink, alpha=0.12)
+            panel.plot(steps, mean[:, 0], color=theme.ink, linewidth=3, label="mean, 95% interval")
+        if "look-ahead" in about:
+            change = about["look-ahead"].rows[0].overall.change
+            if change is not None:
+                level, color = _in_percent(change)[0], theme.baselines[0]
+                panel.axhline(level, label="NAdamW, mean", color=color, linestyle="--")
+        panel.set(
+            title="How far ahead?",
+            xlabel="s, the steps predicted ahead",
+            ylabel="final loss, % change to AdamW",
+        )
+        panel.set_xticks(steps, [f"{s:g}" for s in steps])
+        _add_legend(figure, [panel], 2)
+    return figure
+
+
+def _in_percent(change: Interval) -> tuple[float, float, float]:
+    """Mean and ends of a change of a logarithm, in per cent."""
+    width = change.half_width or 0.0
+    middle, low, high = (100 * float(np.expm1(change.mean + sign * width)) for sign in (0, -1, 1))
+    return middle, low, high
+
+
+def _panels(
+    count: int, columns: int, theme: Theme, height: float = 4.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels in so many columns at most."""
+    width, columns = 5.6 * columns, min(columns, count)
+    lines = -(-count // columns)
     with matplotlib.rc_context(_settings(theme)):
         layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08, hspace=0.04)
-        figure = Figure(figsize=(width, 4.0 * lines + 0.5), layout=layout)
+        figure = Figure(figsize=(width, height * lines + 0.5), layout=layout)
         panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-        for panel, experiment in zip(panels, experiments, strict=False):
-            _draw_curves(
-                panel, _Curves(experiment), _styles(experiment, theme), column, by_epoch=True
-            )
-            metric = experiment["metric"]["name"] if column == "metric" else "loss"
-            label = RECIPES[experiment["network"]].label
-            panel.set(title=label, xlabel="epochs", ylabel=f"validation {metric}")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for panel in panels[len(experiments) :]:
+        for panel in panels[count:]:
             panel.remove()
-        handles: dict[str, Any] = {}
-        for panel in panels:
-            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
-        if handles:
-            figure.legend(
-                list(handles.values()),
-                list(handles),
-                loc="outside upper center",
-                ncols=min(len(handles), 3 * columns),
-            )
-    return figure
+    return figure, panels[:count]
+
+
+def _add_legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+    """One for all panels, each label once."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside upper center",
+            ncols=min(len(handles), columns),
+        )
 
 
 def to_image(figure: Figure, form: str) -> bytes:

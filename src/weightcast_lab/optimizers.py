@@ -2,19 +2,109 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import weightcast
+from weightcast.rules import OBSERVED
+from weightcast_lab.environment import installed_version
 from weightcast_lab.errors import LabError, unknown_name
+
+
+def _other(package: str, name: str) -> Any:
+    """A class of a package that only some methods need.
+
+    Raises:
+        LabError: it is not installed.
+    """
+    try:
+        return getattr(importlib.import_module(package), name)
+    except ImportError:
+        raise LabError(
+            f"{name} comes from the package {package}, which is not installed: "
+            "pip install 'weightcast[study]'."
+        ) from None
+
+
+def _lion(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    made: Optimizer = _other("pytorch_optimizer", "Lion")(
+        params, lr=lr, betas=betas, weight_decay=weight_decay
+    )
+    return made
+
+
+def _schedule_free(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    made: Optimizer = _other("schedulefree", "AdamWScheduleFree")(
+        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
+    return made
+
+
+def _lookahead(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """AdamW whose weights go half the way back every five steps.
+
+    It is evaluated where it is, not at the slow weights: they are the same every fifth step.
+    """
+    fast = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    made: Optimizer = _other("pytorch_optimizer", "Lookahead")(fast, k=5, alpha=0.5)
+    return made
+
+
+def _muon(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    *,
+    nesterov: bool,
+) -> Optimizer:
+    """Muon for all matrices but the first and the last, AdamW for these and for vectors.
+
+    In the networks here the first is the embedding or the first convolution and the last makes the
+    output. Muon's steps are scaled to the size of AdamW's, so that one learning rate suits both.
+    """
+    parameters = list(params)
+    hidden = [p for p in parameters if p.ndim > 1][1:-1]
+    inside = {id(p) for p in hidden}
+    common = {"lr": lr, "weight_decay": weight_decay}
+    rest = {"params": [p for p in parameters if id(p) not in inside], "use_muon": False}
+    made: Optimizer = _other("pytorch_optimizer", "Muon")(
+        [
+            {**rest, "betas": betas, "eps": eps, **common},
+            *([{"params": hidden, "use_muon": True, **common}] if hidden else []),
+        ],
+        nesterov=nesterov,
+        use_adjusted_lr=True,
+    )
+    return made
+
 
 # name -> (label, constructor that takes parameters and lr); all else is torch's default, unless
 # `Hyperparameters` says otherwise.
@@ -31,7 +121,27 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
     "nesterov": ("Nesterov", partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
     "rmsprop": ("RMSprop", torch.optim.RMSprop),
     "adagrad": ("Adagrad", torch.optim.Adagrad),
+    "lion": ("Lion", _lion),
+    "muon": ("Muon", partial(_muon, nesterov=False)),
+    "muon_nesterov": ("Muon Nesterov", partial(_muon, nesterov=True)),
+    "schedule_free": ("Schedule-free AdamW", _schedule_free),
+    "lookahead": ("Lookahead AdamW", _lookahead),
 }
+
+PACKAGES = {
+    "lion": "pytorch_optimizer",
+    "muon": "pytorch_optimizer",
+    "muon_nesterov": "pytorch_optimizer",
+    "lookahead": "pytorch_optimizer",
+    "schedule_free": "schedulefree",
+}
+"""Where those come from that torch lacks."""
+
+PLAIN_ONLY = ("schedule_free", "lookahead")
+"""They move the weights to places of their own, so that a forecast has no meaning."""
+
+WITHOUT_SCHEDULE = ("schedule_free",)
+"""They replace the learning rate's schedule: it stays constant."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +178,8 @@ NO_HYPERPARAMETERS = Hyperparameters()
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
 
-    It may have a learning rate of its own.
+    It may have a learning rate of its own. `decaying` is that of `weightcast.attach`: the forecast
+    walks as far as momentum alone would in so many steps.
 
     Raises:
         LabError: there is no such optimizer, it cannot be predicted so far, or the learning rate
@@ -78,14 +189,20 @@ class Method:
     optimizer: str
     steps: float | None = None
     learning_rate: float | None = None
+    decaying: bool = False
 
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.steps is not None:
+            if self.optimizer in PLAIN_ONLY:
+                raise LabError(
+                    f"{self.optimizer} cannot be predicted: it moves the weights to places of its "
+                    f"own; name it as --baseline {self.optimizer}."
+                )
             try:
-                weightcast.WeightPrediction(self.steps)
+                weightcast.WeightPrediction(self.steps, decaying=self.decaying)
             except ValueError as error:
                 raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
         if self.learning_rate is not None:
@@ -93,8 +210,10 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What it is, whatever its learning rate: `adamw`, `adamw-s3`."""
-        return self.optimizer if self.steps is None else f"{self.optimizer}-s{self.steps:g}"
+        """What it is, whatever its learning rate: `adamw`, `adamw-s3`, `adamw-sinf-decaying`."""
+        if self.steps is None:
+            return self.optimizer
+        return f"{self.optimizer}-s{self.steps:g}" + ("-decaying" if self.decaying else "")
 
     @property
     def key(self) -> str:
@@ -106,8 +225,21 @@ class Method:
     def label(self) -> str:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label = OPTIMIZERS[self.optimizer][0]
-        own = "" if self.learning_rate is None else f", lr {self.learning_rate:g}"
-        return label + ("" if self.steps is None else f" s={self.steps:g}") + own
+        if self.steps is not None:
+            steps = "∞" if math.isinf(self.steps) else f"{self.steps:g}".replace("-", "−")
+            label += f" s={steps}" + (" decaying" if self.decaying else "")
+        return label + ("" if self.learning_rate is None else f", lr {self.learning_rate:g}")
+
+    @property
+    def package(self) -> str | None:
+        """The package that the optimizer comes from and its version, if it is not torch."""
+        name = PACKAGES.get(self.optimizer)
+        return None if name is None else f"{name} {installed_version(name)}"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether its learning rate follows a schedule."""
+        return self.optimizer not in WITHOUT_SCHEDULE
 
     def attach(
         self,
@@ -123,8 +255,31 @@ class Method:
         lr = learning_rate if self.learning_rate is None else self.learning_rate
         optimizer = constructor(model.parameters(), lr=lr, **hyperparameters.taken_by(constructor))
         if self.steps is not None:
-            weightcast.attach(model, optimizer, steps=self.steps)
+            weightcast.attach(model, optimizer, steps=self.steps, decaying=self.decaying)
         return optimizer
+
+    def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
+        """What the method keeps beside the weights, in multiples of their own bytes.
+
+        The optimizer's state, and a forecast's saved copy of the weights, which an observed
+        displacement lends its own place. Gradients and temporary tensors are not counted.
+        """
+        weights = [p for p in model.parameters() if p.requires_grad]
+        kept = sum(tensor.nbytes for tensor in _tensors_in(optimizer.state_dict()))
+        if self.steps:
+            kept += sum(p.nbytes for p in weights if OBSERVED not in optimizer.state.get(p, {}))
+        return kept / sum(p.nbytes for p in weights)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors_in(part)
 
 
 def check_learning_rate(value: float) -> None:

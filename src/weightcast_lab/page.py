@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from string import Template
@@ -12,8 +13,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.figures import DARK, LIGHT, Theme, draw, draw_panels, to_image
+from weightcast_lab.evidence import answers, asked, versus_plain
+from weightcast_lab.figures import (
+    DARK,
+    LIGHT,
+    Theme,
+    draw,
+    draw_ahead,
+    draw_forest,
+    draw_panels,
+    to_image,
+)
 from weightcast_lab.paper import comparisons, shown
 from weightcast_lab.paper import figures as paper_figures
 from weightcast_lab.paper_tables import cell_text, difference_rows, header, notes_of
@@ -113,6 +125,98 @@ def paper_page(experiments: Sequence[Results]) -> str:
             for e in experiments
         },
     )
+
+
+def study_page(experiments: Sequence[Results]) -> str:
+    """The page of a study."""
+    found = answers(experiments)
+    cards = "".join(
+        f'<div class="card"><h3>{html.escape(question)}</h3>'
+        f'<p class="verdict">{html.escape(verdict)}</p><p>{html.escape(reason)}</p></div>'
+        for question, verdict, reason in study_tables.verdicts(experiments)
+    )
+    said = "".join(f"<li>{html.escape(line)}</li>" for line in study_tables.advice(experiments))
+    body = [f'<div class="cards">{cards}</div><h2>What to set</h2><ul>{said}</ul>']
+    for figure in study_figures(experiments):
+        drawn = picture(figure.title, figure.draw)
+        body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
+    for answer in found:
+        rows = []
+        for (label, _), *cells in study_tables.answer_cells(answer):
+            tags = [f"<th>{html.escape(label)}</th>"]
+            tags += [_html_cell(text, tone) for text, tone in cells]
+            rows.append(f"<tr>{''.join(tags)}</tr>")
+        table = html_frame(study_tables.answer_header(answer), rows)
+        body.append(f'<h2>{html.escape(answer.question.text)}</h2><div class="sheet">{table}</div>')
+        body.append(
+            '<p class="caption">Change of the final validation loss in %, compared with '
+            f"{html.escape(answer.reference)}.</p>"
+        )
+    for experiment in experiments:
+        cells_of = study_tables.workload_cells(experiment)
+        table = _html_table(
+            study_tables.workload_header(experiment), cells_of, [""] * len(cells_of), column=0
+        )
+        body.append(
+            f'<h2>{html.escape(experiment["workload"])}</h2><div class="sheet">{table}</div>'
+            f'<p class="caption">{html.escape(experiment["title"])}</p>'
+        )
+    hardware = dict.fromkeys(e["hardware"] for x in experiments for e in x["environments"])
+    return sheet_of_paper(
+        kicker="weightcast study",
+        title="Where forecasting the weights helps",
+        facts=[f"{sum(len(e['runs']) for e in experiments)} final runs", *hardware],
+        body="".join(body),
+        notes=study_tables.notes_of(experiments),
+        command=experiments[0]["command"],
+        configuration={
+            e["workload"]: ", ".join(
+                f"{name} {shown(value)}" for name, value in e["configuration"].items()
+            )
+            for e in experiments
+        },
+    )
+
+
+@dataclass(frozen=True)
+class StudyFigure:
+    """A figure of a study: `draw(theme, columns)` makes it."""
+
+    key: str
+    title: str
+    draw: Callable[[Theme, int], Figure]
+
+
+IN_FOREST = ("adamw", "control", "look-ahead")
+IN_CURVES = ("adamw", "adamw-s1", "adamw-s3", "adamw-s8", "nadamw")
+
+
+def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
+    """Learning curves, what s does, and the intervals of every question."""
+    figures = []
+    with_curves = [
+        e | {"methods": [m for name in IN_CURVES for m in e["methods"] if m["name"] == name]}
+        for e in experiments
+        if not e["variant_of"]
+    ]
+    if with_curves := [e for e in with_curves if e["methods"]]:
+        draw_curves = partial(draw_panels, with_curves, "validation_loss", by_epoch=False)
+        title = "Validation loss against steps, each method at its own learning rate"
+        figures.append(StudyFigure("curves", title, draw_curves))
+    found = answers(experiments)
+    if any(answer.question.key == "adamw" for answer in found):
+        title = "Final loss against the steps predicted ahead"
+        figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))
+    for key, title, against, chosen in (
+        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *IN_FOREST)),
+        ("forest-nadamw", "AdamW predicted, beside NAdamW", "NAdamW", asked(found, "nadamw")),
+        ("forest-plain", "Other optimizers predicted", "the plain form", versus_plain(found)),
+        ("forest-others", "Other optimizers, plain", "AdamW", asked(found, "others")),
+        ("forest-variants", "Other β₁, β₂ and batch size", "AdamW", asked(found, "variants")),
+    ):
+        if chosen:
+            figures.append(StudyFigure(key, title, partial(draw_forest, chosen, against)))
+    return figures
 
 
 def sheet_of_paper(

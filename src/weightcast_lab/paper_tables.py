@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -15,7 +15,7 @@ from weightcast_lab.claims import claims
 from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, comparisons, problem_of
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, hardware
-from weightcast_lab.tables import interval_text, number
+from weightcast_lab.tables import interval_text, markdown_rows, number
 
 
 def cell_text(entry: Entry, decimals: int) -> str:
@@ -80,11 +80,11 @@ def markdown(experiments: Sequence[Results]) -> str:
     for table in comparisons(experiments):
         parts += [
             f"**{table.title}**\n\n",
-            _markdown_rows(header(), _rows(table, str, "**{}**".format)),
+            markdown_rows(header(), _rows(table, str, "**{}**".format)),
         ]
         parts += [f"\n{table.caption}\n\n", "Paired differences to AdamW:\n\n"]
         labels = ["Network", *(m.label for m in COLUMNS[1:])]
-        parts += [_markdown_rows(labels, difference_rows(table)), "\n"]
+        parts += [markdown_rows(labels, difference_rows(table)), "\n"]
     parts.append("**The paper's claims**\n\n")
     parts += [f"- {c.claim} **{c.verdict}**. {c.reason}\n" for c in claims(experiments)]
     parts.append("\n")
@@ -102,11 +102,6 @@ def _rows(
         cells = [bold(text) if e.is_best else text for e, text in texts]
         rows.append([plain(RECIPES[network].label), *cells])
     return rows
-
-
-def _markdown_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(table: Comparison) -> str:

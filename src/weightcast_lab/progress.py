@@ -43,6 +43,16 @@ def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
     console.print(f"{len(jobs)} of {runs} runs are missing.")
 
 
+def print_phases(console: Console, counts: Sequence[tuple[str, int, int]]) -> None:
+    """How many runs of each phase of a study are finished, and how many are left."""
+    table = Table("phase", "finished", "runs")
+    for label, finished, runs in counts:
+        table.add_row(label, f"{finished}", f"{runs}")
+    console.print(table)
+    left = sum(runs - finished for _, finished, runs in counts)
+    console.print(f"{left} runs are missing." if left else "All runs are finished.")
+
+
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """A `runner.Watcher` that draws on the console and collects the results."""
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from weightcast_lab import paper_tables
+from weightcast_lab import paper_tables, study_tables
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
-from weightcast_lab.page import html_page, paper_page
+from weightcast_lab.page import html_page, paper_page, study_figures, study_page
 from weightcast_lab.paper import comparisons, figures
 from weightcast_lab.results import Results, summarize
 from weightcast_lab.store import write_atomically
@@ -23,15 +23,23 @@ def is_reproduction(experiments: Sequence[Results]) -> bool:
     return "network" in experiments[0]
 
 
+def is_study(experiments: Sequence[Results]) -> bool:
+    """Whether these are the workloads of a study."""
+    return "workload" in experiments[0]
+
+
 def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
     """Draw tables, pictures and a page into the folder.
 
     Raises:
         LabError: they cannot be written.
     """
-    contents = (
-        _reproduction(experiments) if is_reproduction(experiments) else _comparison(experiments[0])
-    )
+    if is_reproduction(experiments):
+        contents = _reproduction(experiments)
+    elif is_study(experiments):
+        contents = _study(experiments)
+    else:
+        contents = _comparison(experiments[0])
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
@@ -41,6 +49,8 @@ def terminal_report(experiments: Sequence[Results]) -> RenderableType:
     """What the command prints."""
     if is_reproduction(experiments):
         return paper_tables.terminal(experiments)
+    if is_study(experiments):
+        return study_tables.terminal(experiments)
     return comparison_in_terminal(summarize(experiments[0]))
 
 
@@ -48,6 +58,8 @@ def in_markdown(experiments: Sequence[Results], *, notes: bool) -> str:
     """The tables in Markdown, with what one must know to read them if wanted."""
     if is_reproduction(experiments):
         return paper_tables.markdown(experiments)
+    if is_study(experiments):
+        return study_tables.markdown(experiments)
     summary = summarize(experiments[0])
     return markdown_report(summary) if notes else markdown_table(summary)
 
@@ -56,10 +68,10 @@ def in_latex(experiments: Sequence[Results]) -> str:
     """The tables of a reproduction in LaTeX.
 
     Raises:
-        LabError: it is a comparison.
+        LabError: it is something else.
     """
     if not is_reproduction(experiments):
-        raise LabError("--latex is for a reproduction: a comparison has --markdown.")
+        raise LabError("--latex is for a reproduction: all others have --markdown.")
     return "\n".join(map(paper_tables.latex, comparisons(experiments)))
 
 
@@ -92,4 +104,15 @@ def _reproduction(experiments: Sequence[Results]) -> dict[str, bytes]:
         for form in ("png", "svg"):
             drawn = draw_panels(figure.experiments, figure.column, LIGHT, columns=2)
             contents[f"{figure.key}.{form}"] = to_image(drawn, form)
+    return contents
+
+
+def _study(experiments: Sequence[Results]) -> dict[str, bytes]:
+    contents = {
+        "report.html": study_page(experiments).encode(),
+        "tables.md": study_tables.markdown(experiments).encode(),
+        "table.csv": study_tables.csv_text(experiments).encode(),
+    }
+    for figure in study_figures(experiments):
+        contents[f"{figure.key}.png"] = to_image(figure.draw(LIGHT, 2), "png")
     return contents

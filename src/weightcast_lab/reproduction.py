@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def open_reproduction(wanted: Wanted, folder: Path) -> list[Experiment]:
             f"{network}-beta2-{beta2:g}",
             setting,
             (*METHODS, BASELINE),
-            wanted.seeds or preset.seeds,
+            range(wanted.seeds or preset.seeds),
             folder / f"{network}-beta2-{beta2:g}",
             setting.make_task(),
             label=preset.recipe(network).label
@@ -84,12 +84,6 @@ def _settings(wanted: Wanted, network: str, beta2: float) -> Settings:
         precision=wanted.precision,
         compiled=wanted.compiled,
     )
-
-
-def in_order(experiments: Sequence[Experiment]) -> list[Job]:
-    """All runs: those that have begun first, then seed by seed."""
-    jobs = [job for experiment in experiments for job in experiment.jobs()]
-    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
 
 
 def contents_of(

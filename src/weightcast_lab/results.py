@@ -200,7 +200,7 @@ def _row(
     both = pairs(results, method["key"], reference)
     values = [measure(run, higher) for run in own.values()]
     measured = [(measure(run, higher), measure(other, higher)) for run, other in both]
-    ratios = [_steps_ratio(run, other) for run, other in both]
+    ratios = [steps_ratio(run, other) for run, other in both]
     seconds = mean_interval([run["history"]["seconds"][-1] for run in own.values()])
     diverged = {
         run["seed"]: run["diverged_at"]
@@ -232,7 +232,7 @@ def _row(
     )
 
 
-def _steps_ratio(run: Run, reference: Run) -> float | None:
+def steps_ratio(run: Run, reference: Run) -> float | None:
     """Steps to the reference's final loss, as a share of the reference's steps."""
     target = reference["history"]["validation_loss"][-1]
     steps = steps_to_target(run["history"]["step"], run["history"]["validation_loss"], target)

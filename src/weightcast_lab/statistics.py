@@ -49,6 +49,53 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> In
     return mean_interval([a - b for a, b in zip(values, reference, strict=True)])
 
 
+def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | None:
+    """The mean of the groups' means with its 95% t interval, and the p value that it is zero.
+
+    Groups may differ in mean and scatter: its variance is the sum of theirs over the square of
+    their number, with Satterthwaite's degrees of freedom. None without groups; groups of fewer than
+    two values are left out.
+    """
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return None
+    mean = float(np.mean([np.mean(group) for group in groups]))
+    parts = [float(np.var(group, ddof=1)) / len(group) for group in groups]
+    n, variance = sum(map(len, groups)), sum(parts)
+    if variance == 0:
+        return Interval(mean, 0.0, n), 1.0
+    freedom = 1 / sum(
+        (part / variance) ** 2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True)
+    )
+    error = math.sqrt(variance) / len(groups)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    return Interval(mean, quantile * error, n), p
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of the two-sided t test that the mean of such values is zero.
+
+    1 for fewer than two values, and for values without any scatter, which prove nothing.
+    """
+    found = stratified([values])
+    return 1.0 if found is None else found[1]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values, corrected for being one family (Holm 1979): their familywise error is bounded.
+
+    The smallest is multiplied by how many there are, the next by one less, and so on; none comes
+    out below one that was smaller.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, position in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        corrected[position] = largest
+    return corrected
+
+
 def steps_to_target(steps: Sequence[float], losses: Sequence[float], target: float) -> float | None:
     """After how many steps the lowest loss so far first comes down to the target.
 
@@ -74,3 +121,42 @@ def median_with_unreached(values: Sequence[float | None]) -> float | None:
         return None
     median = float(np.median([math.inf if value is None else value for value in values]))
     return median if math.isfinite(median) else None
+
+
+@dataclass(frozen=True)
+class MedianInterval:
+    """A median and the order statistics between which the true one lies; None is "never"."""
+
+    median: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+
+
+def median_interval(values: Sequence[float | None]) -> MedianInterval | None:
+    """The median where None stands for later than any number, with an interval of the sign test.
+
+    It supposes nothing about the values' distribution. Its ends are the innermost order statistics,
+    the k-th lowest and highest, between which the true median lies with 95% confidence; with fewer
+    than six values these do not exist: the range is given, with its confidence. None without
+    values.
+    """
+    n = len(values)
+    if n == 0:
+        return None
+    ordered = sorted(math.inf if value is None else value for value in values)
+    outside = 0
+    while outside + 1 <= (n - 1) // 2 and _coverage(n, outside + 1) >= CONFIDENCE:
+        outside += 1
+    low, high = ordered[outside], ordered[n - 1 - outside]
+    return MedianInterval(
+        median_with_unreached(values),
+        low if math.isfinite(low) else None,
+        high if math.isfinite(high) else None,
+        _coverage(n, outside),
+    )
+
+
+def _coverage(n: int, outside: int) -> float:
+    """Of the interval between the order statistics that leave so many out on either side."""
+    return 1 - 2 * float(stats.binom.cdf(outside, n, 0.5))

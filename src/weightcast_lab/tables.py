@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -92,6 +93,11 @@ def markdown_table(summary: Summary) -> str:
         difference = row.differences.get(summary.quantities[0].key)
         if difference is not None and difference.excludes_zero:
             cells[at] = f"**{cells[at]}**"
+    return markdown_rows(header, rows)
+
+
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

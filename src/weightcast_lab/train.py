@@ -133,8 +133,9 @@ def train(
     Returns:
         The result, which is also saved: `method`, `seed`, `environments` (all on which parts of it
         were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
-        `train_loss`, `validation_loss`, `metric`, `seconds`), `test`, and a hash of the final
-        weights. None if it stopped before the end.
+        `train_loss`, `validation_loss`, `metric`, `seconds`), `test`, a hash of the final
+        `weights`, the method's `memory` and `package` (see `Method`), and `cpu_seconds` of this
+        process. None if it stopped before the end.
 
     Raises:
         LabError: something cannot be written.
@@ -147,13 +148,14 @@ def train(
     if settings.compiled:
         model.compile()
     optimizer = cell.method.attach(model, settings.learning_rate, settings.hyperparameters)
-    schedule = MultiStepLR(optimizer, settings.milestones, gamma=0.1)
+    milestones = settings.milestones if cell.method.is_scheduled else ()
+    schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
     environments: list[dict[str, str]] = []
     history: dict[str, list[Any]] = {
         name: [] for name in ("step", "train_loss", "validation_loss", "metric", "seconds")
     }
     epoch = step = 0
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
     if (checkpoint := files.load_checkpoint(device, warn)) is not None:
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -162,11 +164,14 @@ def train(
         _set_random_state(checkpoint["random"])
         history, epoch = checkpoint["history"], checkpoint["epoch"]
         step, seconds = history["step"][-1], history["seconds"][-1]
+        cpu_seconds = checkpoint.get("cpu_seconds", 0.0)
     if (here := environment(settings.device)) not in environments:
         environments.append(here)
-    started = time.perf_counter() - seconds
+    started, cpu_started = time.perf_counter() - seconds, time.process_time() - cpu_seconds
 
     def evaluate(train_loss: float | None) -> None:
+        if hasattr(optimizer, "eval"):  # its weights to evaluate are others than those to train
+            optimizer.eval()
         with autocast():
             loss, metric = _evaluate(model, task)
         row = (step, train_loss, loss, metric, time.perf_counter() - started)
@@ -183,6 +188,8 @@ def train(
             if began + seconds > until:
                 return None
             model.train()
+            if hasattr(optimizer, "train"):
+                optimizer.train()
             batches = task.batches(settings.batch_size, batch_order(cell.seed, epoch))
             total, carried = 0.0, None
             for batch in batches:
@@ -206,6 +213,7 @@ def train(
                     "random": _random_state(),
                     "history": history,
                     "epoch": epoch,
+                    "cpu_seconds": time.process_time() - cpu_started,
                 }
             )
             seconds = time.time() - began
@@ -222,6 +230,9 @@ def train(
         "history": history,
         "test": test,
         "weights": _digest(model),
+        "memory": cell.method.memory(model, optimizer),
+        "cpu_seconds": time.process_time() - cpu_started,
+        "package": cell.method.package,
     }
     files.save_result(result)
     return result

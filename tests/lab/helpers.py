@@ -47,6 +47,7 @@ class LineTask(Task):
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     """What two equal runs have in common."""
     history = {name: column for name, column in result["history"].items() if name != "seconds"}
-    return {name: value for name, value in result.items() if name != "configuration"} | {
+    other = ("configuration", "cpu_seconds")
+    return {name: value for name, value in result.items() if name not in other} | {
         "history": history
     }

@@ -9,6 +9,7 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.models import cifar
 from weightcast_lab.models.cifar import NETWORKS, build_network, parameter_count
 from weightcast_lab.models.lstm import LSTMLanguageModel
+from weightcast_lab.models.transformer import TransformerLanguageModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
 
@@ -19,6 +20,8 @@ PARAMETERS = {
     "resnet34": (21_282_122, 1_334_618),
     "densenet121": (6_956_426, 452_714),
     "inception_v3": (21_806_058, 1_373_346),
+    "resnet10": (4_903_242, 308_826),
+    "resnet10_plain": (4_900_362, 308_106),
 }
 
 
@@ -68,3 +71,47 @@ def test_impossible_networks_are_refused():
 
 def test_the_page_shows_these_numbers():
     assert PAGE.read_text() == cifar.page()
+
+
+def test_without_batch_norm_nothing_is_normalised_and_nothing_grows():
+    torch.manual_seed(0)
+    plain = build_network("resnet10_plain", 0.25)
+    assert not any("Norm" in type(module).__name__ for module in plain.modules())
+    images = torch.randn(64, 3, 32, 32)
+    with torch.no_grad():
+        first = plain.relu(plain.bn1(plain.conv1(images)))
+        last = plain.layer4(plain.layer3(plain.layer2(plain.layer1(first))))
+    assert 0.25 < last.std() / first.std() < 4
+    # an image's logits do not depend on the others of its batch
+    assert torch.allclose(plain(images)[:2], plain(images[:2]), atol=1e-5)
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    return TransformerLanguageModel(11, width=8, layers=2, heads=2, window=9, dropout=0.0)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_transformer_sees_the_past_and_the_present_only(transformer, is_training):
+    """In training as in evaluation, where torch takes another path."""
+    transformer.train(is_training)
+    tokens = torch.randint(11, (9, 3))
+    changed = tokens.clone()
+    changed[5] = (changed[5] + 1) % 11
+    with torch.no_grad():
+        before, after = transformer(tokens)[0], transformer(changed)[0]
+        shorter = transformer(tokens[:5])[0]
+    assert before.shape == (9, 3, 11)
+    assert torch.allclose(before[:5], after[:5], atol=1e-6)
+    assert not torch.allclose(before[5:], after[5:], atol=1e-6)
+    assert torch.allclose(before[:5], shorter, atol=1e-5)
+
+
+def test_a_transformer_knows_places_and_its_layers_begin_different(transformer):
+    tokens = torch.full((9, 1), 3)
+    logits = transformer(tokens)[0]
+    assert not torch.allclose(logits[1], logits[8], atol=1e-5)
+    first, second = (layer.linear1.weight for layer in transformer.blocks.layers)
+    assert not torch.equal(first, second)
+    assert "mask" not in " ".join(transformer.state_dict())

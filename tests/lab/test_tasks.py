@@ -162,3 +162,32 @@ def test_the_published_text_is_known_by_its_words(tmp_path, monkeypatch, line_en
     words, is_published = read_words(path, any_text=False)
     assert is_published
     assert words == ["no", "it", "was", "n't", "<eos>", "a", "<unk>", "day", "<eos>"]
+
+
+def test_the_rarest_words_become_unknown_ones(small_text):
+    """the and <unk> and sat and <eos> are in every line, cat in two of three, dog in one."""
+    corpus = word_corpus(small_text, any_text=True, size=5)
+    assert corpus.vocabulary == 5
+    # the <unk> sat <unk> <eos> the cat sat <unk> <eos>
+    assert corpus.training[:10].tolist() == [0, 2, 1, 2, 3, 0, 4, 1, 2, 3]
+    task = make_task("ptb", DataSource(small_text, any_text=True), vocabulary=5)
+    assert task.facts["vocabulary"] == 5
+    with pytest.raises(LabError, match="vocabulary=0 is not possible"):
+        make_task("ptb", DataSource(small_text, any_text=True), vocabulary=0)
+
+
+def test_the_documentation_can_be_read_by_a_transformer_and_in_part():
+    whole = make_task("text", DataSource())
+    part = make_task("text", DataSource(), network="transformer", training_tokens=5_000)
+    assert (part.facts["network"], part.facts["training tokens"]) == ("transformer", 5_000)
+    assert "network" not in whole.facts  # results of the LSTM go on as they were
+    assert torch.equal(part.corpus.training, whole.corpus.training[:5_000])
+    model = part.build_model()
+    (tokens, targets), *_ = part.batches(16, GENERATOR)
+    loss, carried = part.loss(model, (tokens, targets), None)
+    assert loss.item() == pytest.approx(math.log(part.facts["vocabulary"]), rel=0.05)
+    assert carried is None
+    with pytest.raises(LabError, match="did you mean 'transformer'"):
+        make_task("text", DataSource(), network="transfomer")
+    with pytest.raises(LabError, match="training_tokens=9,000,000 is not possible"):
+        make_task("text", DataSource(), training_tokens=9_000_000)

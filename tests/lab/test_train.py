@@ -1,6 +1,9 @@
+import math
 import multiprocessing
 import random
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from tests.lab.helpers import LineTask, without_seconds
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import OPTIMIZERS, Hyperparameters, Method
+from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
 from weightcast_lab.store import RunFiles
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Settings, train
@@ -16,6 +19,14 @@ from weightcast_lab.train import Cell, Settings, train
 
 class Killed(BaseException):
     pass
+
+
+def needs_its_package(method):
+    """Skip where an optimizer comes from a package that is not installed."""
+    try:
+        method.attach(LineTask().build_model(), 0.01)
+    except LabError as error:
+        pytest.skip(str(error))
 
 
 def kill_at(step_to_die):
@@ -81,10 +92,16 @@ def test_batches_depend_on_seed_and_epoch_and_not_on_the_method(train_line):
     assert sorted(n for batch in batches[5:10] for n in batch) == list(range(20))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("steps", [None, 2.0])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train_line, name, steps):
-    method = Method(name, steps)
+METHODS = [
+    *(Method(name) for name in OPTIMIZERS),
+    *(Method(name, 2.0) for name in OPTIMIZERS if name not in PLAIN_ONLY),
+    Method("adamw", math.inf, decaying=True),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.key)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train_line, method):
+    needs_its_package(method)
     undisturbed = train_line(method, folder="undisturbed")
     for step in (3, 8, 14):
         with pytest.raises(Killed):
@@ -230,11 +247,34 @@ def test_milestones_divide_the_learning_rate_by_ten(train_line, monkeypatch):
     assert rates == pytest.approx([0.1] * 5 + [0.01] * 5 + [0.001] * 5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_follows_the_schedule_but_the_one_that_has_none(
+    train_line, monkeypatch, name
+):
+    needs_its_package(Method(name))
+    made, attach = [], Method.attach
+
+    def remember(self, *rest):
+        made.append(attach(self, *rest))
+        return made[-1]
+
+    monkeypatch.setattr(Method, "attach", remember)
+    train_line(Method(name), milestones=(1, 2))
+    rate = 0.01 if name == "schedule_free" else 0.0001
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx(
+        [rate] * len(made[0].param_groups)
+    )
+
+
 def test_hyperparameters_reach_the_optimizers_that_have_them():
     chosen = Hyperparameters((0.8, 0.9), 1e-6, 0.3)
     model = torch.nn.Linear(1, 1)
     for name in OPTIMIZERS:
-        group = Method(name).attach(model, 0.1, chosen).param_groups[0]
+        try:
+            group = Method(name).attach(model, 0.1, chosen).param_groups[0]
+        except LabError as error:
+            assert "weightcast[study]" in str(error)
+            continue
         assert group["weight_decay"] == 0.3
         assert group.get("betas", (0.8, 0.9)) == (0.8, 0.9)
         assert group.get("eps", 1e-6) == 1e-6
@@ -310,3 +350,108 @@ def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path)
     undisturbed.join()
     mine, theirs = part.load_result(pytest.fail), whole.load_result(pytest.fail)
     assert without_seconds(mine) == without_seconds(theirs)
+
+
+@pytest.mark.parametrize("name", PLAIN_ONLY)
+def test_what_cannot_be_predicted_is_refused_before_anything_runs(name):
+    with pytest.raises(LabError, match=f"{name} cannot be predicted.*--baseline {name}"):
+        Method(name, 1.0)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(LabError, match=r"Lion comes from.*pip install 'weightcast\[study\]'"):
+        Method("lion").attach(torch.nn.Linear(1, 1), 0.1)
+
+
+def test_a_decaying_forecast_is_another_method_and_may_be_infinite(train_line):
+    decaying, infinite = Method("adamw", 3.0, decaying=True), Method("adamw", math.inf, None, True)
+    assert (decaying.key, decaying.label) == ("adamw-s3-decaying", "AdamW s=3 decaying")
+    assert (infinite.key, infinite.label) == ("adamw-sinf-decaying", "AdamW s=∞ decaying")
+    ends = {
+        train_line(method, folder=method.key)["weights"]
+        for method in (Method("adamw"), Method("adamw", 3.0), decaying, infinite)
+    }
+    assert len(ends) == 4
+    with pytest.raises(LabError, match="--steps inf is not possible"):
+        Method("adamw", math.inf)
+
+
+def test_schedule_free_trains_at_one_point_evaluates_at_another_and_keeps_its_rate(train_line):
+    pytest.importorskip("schedulefree")
+    modes, rates = [], []
+    made = {}
+
+    class Watching(LineTask):
+        def note(self):
+            group = made["optimizer"].param_groups[0]
+            modes.append((group["train_mode"], len(self.seen) % 5))
+            rates.append(group["lr"])
+
+        def loss(self, model, batch, carried):
+            self.note()
+            return super().loss(model, batch, carried)
+
+        def evaluate(self, model):
+            self.note()
+            return super().evaluate(model)
+
+    attach = Method.attach
+
+    def remember(self, *rest):
+        made["optimizer"] = attach(self, *rest)
+        return made["optimizer"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Method, "attach", remember)
+        train_line(Method("schedule_free"), task=Watching(), milestones=(1, 2))
+    assert [mode for mode, _ in modes] == [False] + ([True] * 5 + [False]) * 3
+    assert set(rates) == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("method", "copies"),
+    [
+        (Method("adamw"), 2),
+        (Method("adamw", 3.0), 3),  # and the saved weights
+        (Method("sgd"), 1),
+        (Method("sgd", 1.0), 2),
+        (Method("rmsprop"), 1),
+        (Method("rmsprop", 1.0), 2),  # observed: Δ, whose place the saved weights take
+        (Method("lookahead"), 3),
+        (Method("schedule_free"), 2),
+    ],
+    ids=lambda value: getattr(value, "key", str(value)),
+)
+def test_what_a_method_keeps_beside_the_weights(train_line, method, copies):
+    needs_its_package(method)
+    result = train_line(method)
+    # steps and other counters come on top of this tiny network's 25 weights
+    assert copies <= result["memory"] < copies + 0.5
+
+
+def test_a_run_names_the_package_that_its_optimizer_comes_from(train_line):
+    assert train_line(folder="plain")["package"] is None
+    needs_its_package(Method("lion"))
+    installed = f"pytorch_optimizer {version('pytorch_optimizer')}"
+    assert train_line(Method("lion"))["package"] == installed
+
+
+def test_muon_is_for_the_matrices_inside_only():
+    pytest.importorskip("pytorch_optimizer")
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    rest, hidden = Method("muon").attach(model, 0.1).param_groups
+    assert [p is model[1].weight for p in hidden["params"]] == [True]
+    assert len(rest["params"]) == 5
+    assert (hidden["use_muon"], rest["use_muon"]) == (True, False)
+    assert not hidden["nesterov"]
+    assert Method("muon_nesterov").attach(model, 0.1).param_groups[1]["nesterov"]
+
+
+def test_cpu_seconds_go_on_with_an_interrupted_run(train_line, tmp_path):
+    with pytest.raises(Killed):
+        train_line(on_step=kill_at(8))
+    files = RunFiles(tmp_path / "run", "configuration")
+    before = files.load_checkpoint(torch.device("cpu"), pytest.fail)["cpu_seconds"]
+    assert before > 0
+    assert train_line()["cpu_seconds"] > before

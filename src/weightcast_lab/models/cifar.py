@@ -1,6 +1,7 @@
-"""The paper's convolutional networks for images of 32x32 pixels, out of torchvision's blocks.
+"""Convolutional networks for images of 32x32 pixels, out of torchvision's blocks.
 
-The paper does not say whose variants it trained; these are the ones in common use for CIFAR-10: the
+The paper's, and ResNet-10, which is ResNet-34 with one block a stage, for short runs. The paper
+does not say whose variants it trained; these are the ones in common use for CIFAR-10: the
 published networks without the early strides and poolings that suit larger images, and with one
 linear layer at the end. Weights start as torchvision starts them.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError, unknown_name
@@ -72,11 +74,17 @@ def _vgg11(scaled: Callable[[int], int], classes: int, *, batch_norm: bool) -> n
 class _ResNet(ResNet):
     """A ResNet whose first layer keeps the resolution, of any width."""
 
-    def __init__(self, blocks: list[int], scaled: Callable[[int], int], classes: int) -> None:
-        super().__init__(resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes)
+    def __init__(
+        self,
+        blocks: list[int],
+        scaled: Callable[[int], int],
+        classes: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__(resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes, norm_layer=norm)
         self.inplanes = scaled(64)
         self.conv1 = nn.Conv2d(3, scaled(64), kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(scaled(64))
+        self.bn1 = norm(scaled(64))
         self.maxpool = nn.Identity()
         for position, count in enumerate(blocks):
             stage = self._make_layer(
@@ -94,6 +102,30 @@ class _ResNet(ResNet):
 
 def _resnet34(scaled: Callable[[int], int], classes: int) -> nn.Module:
     return _ResNet([3, 4, 6, 3], scaled, classes)
+
+
+class _Shift(nn.Module):
+    """What is left of a BatchNorm that does not normalise: a number for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The shifted images."""
+        return images + self.bias
+
+
+def _resnet10(scaled: Callable[[int], int], classes: int, *, batch_norm: bool) -> nn.Module:
+    """Without BatchNorm every block begins close to its shortcut, or activations would grow."""
+    if batch_norm:
+        return _ResNet([1, 1, 1, 1], scaled, classes)
+    network = _ResNet([1, 1, 1, 1], scaled, classes, _Shift)
+    for module in network.modules():
+        if isinstance(module, resnet.BasicBlock):
+            nn.init.kaiming_normal_(module.conv2.weight, mode="fan_out", nonlinearity="relu")
+            module.conv2.weight.data.div_(4)  # one over the number of blocks
+    return network
 
 
 def _densenet121(scaled: Callable[[int], int], classes: int) -> nn.Module:
@@ -153,6 +185,8 @@ NETWORKS = {
     "resnet34": Network("ResNet-34", _resnet34),
     "densenet121": Network("DenseNet-121", _densenet121),
     "inception_v3": Network("Inception-V3", _InceptionV3),
+    "resnet10": Network("ResNet-10", partial(_resnet10, batch_norm=True)),
+    "resnet10_plain": Network("ResNet-10 without BatchNorm", partial(_resnet10, batch_norm=False)),
 }
 
 
@@ -168,6 +202,8 @@ _PUBLISHED = {
     "resnet34": ("21,797,672", "1,000 classes and a 7x7 first layer; ours is 3x3"),
     "densenet121": ("7,978,856", "1,000 classes and a 7x7 first layer; ours is 3x3"),
     "inception_v3": ("27,161,264", "1,000 classes and an auxiliary head of 3.3 million"),
+    "resnet10": ("–", "not the paper's: one block of ResNet-34's a stage, for short runs"),
+    "resnet10_plain": ("–", "the same with a shift for each channel instead of BatchNorm"),
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.models.lstm import LSTMLanguageModel, State, next_token_loss
+from weightcast_lab.models.transformer import TransformerLanguageModel
 from weightcast_lab.tasks import Metric, Preset, Task
 
 EVALUATION_STREAMS = 10
@@ -52,9 +53,31 @@ class LSTMShape:
     dropout: float
     window: int
 
+    def build(self, vocabulary: int) -> nn.Module:
+        """The LSTM."""
+        return LSTMLanguageModel(vocabulary, self.units, self.layers, self.dropout)
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """The model, and the window that it sees in tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    dropout: float
+    window: int
+    network: str = "transformer"
+
+    def build(self, vocabulary: int) -> nn.Module:
+        """The transformer."""
+        return TransformerLanguageModel(
+            vocabulary, self.width, self.layers, self.heads, self.window, self.dropout
+        )
+
 
 class LanguageTask(Task):
-    """An LSTM that reads the text in parallel streams and carries its state from window to window.
+    """A model that reads the text in parallel streams, its state carried from window to window.
 
     The text is cut into `batch_size` streams of equal length (a remainder shorter than a stream is
     left out). The order is the text's own, so batches do not depend on the seed.
@@ -64,7 +87,7 @@ class LanguageTask(Task):
         self,
         title: str,
         corpus: Corpus,
-        shape: LSTMShape,
+        shape: LSTMShape | TransformerShape,
         metric: Metric,
         metric_of_loss: Callable[[float], float],
         preset: Preset,
@@ -77,9 +100,8 @@ class LanguageTask(Task):
         self.device = torch.device("cpu")
 
     def build_model(self) -> nn.Module:
-        """The LSTM."""
-        shape = self.shape
-        return LSTMLanguageModel(self.corpus.vocabulary, shape.units, shape.layers, shape.dropout)
+        """The language model."""
+        return self.shape.build(self.corpus.vocabulary)
 
     def to(self, device: torch.device) -> None:
         """Batches will be made on the device."""
@@ -138,3 +160,14 @@ class LanguageTask(Task):
 def perplexity(loss: float) -> float:
     """exp(nats per token); infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def beginning(text: Tensor, tokens: int | None, option: str = "training_tokens") -> Tensor:
+    """The first `tokens` of a text, or all of it.
+
+    Raises:
+        LabError: it has not so many.
+    """
+    if tokens is not None and not 0 < tokens <= len(text):
+        raise LabError(f"{option}={tokens:,} is not possible: the text has {len(text):,} tokens.")
+    return text[:tokens]

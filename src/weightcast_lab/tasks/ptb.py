@@ -6,6 +6,7 @@ The treebank is licensed by the Linguistic Data Consortium and is not distribute
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.tasks import DataSource, Metric, Preset, Task
-from weightcast_lab.tasks.language import Corpus, LanguageTask, LSTMShape, perplexity
+from weightcast_lab.tasks.language import Corpus, LanguageTask, LSTMShape, beginning, perplexity
 
 END_OF_SENTENCE = "<eos>"
 
@@ -73,12 +74,14 @@ def read_words(path: Path, any_text: bool) -> tuple[list[str], bool]:
     return [word for line in lines for word in (*line, END_OF_SENTENCE)], is_published
 
 
-def word_corpus(folder: Path, any_text: bool) -> Corpus:
+def word_corpus(folder: Path, any_text: bool, size: int | None = None) -> Corpus:
     """Training, validation and test text as word numbers; the training text is the vocabulary.
 
+    With a `size`, that many of its most frequent words are; all others become `<unk>`.
+
     Raises:
-        LabError: a file is not usable, or has words that the training text lacks and there is no
-            `<unk>` to stand for them.
+        LabError: a file is not usable, or has words outside the vocabulary and there is no `<unk>`
+            to stand for them.
     """
     if not folder.is_dir():
         raise LabError(
@@ -86,7 +89,9 @@ def word_corpus(folder: Path, any_text: bool) -> Corpus:
         )
     files = {name: read_words(folder / name, any_text) for name in PUBLISHED}
     texts = {name: words for name, (words, _) in files.items()}
-    vocabulary = {word: n for n, word in enumerate(dict.fromkeys(texts["ptb.train.txt"]))}
+    frequent = {word for word, _ in Counter(texts["ptb.train.txt"]).most_common(size)}
+    known = (word for word in dict.fromkeys(texts["ptb.train.txt"]) if word in frequent)
+    vocabulary = {word: n for n, word in enumerate(known)}
 
     def numbers(name: str) -> Tensor:
         unknown = vocabulary.get("<unk>")
@@ -94,7 +99,7 @@ def word_corpus(folder: Path, any_text: bool) -> Corpus:
         if None in found:
             raise LabError(
                 f"{folder / name} has the word {texts[name][found.index(None)]!r}, which "
-                "ptb.train.txt lacks: replace rare words by <unk> in all three files."
+                "the vocabulary lacks: replace rare words by <unk> in all three files."
             )
         return torch.tensor(found, dtype=torch.int64)
 
@@ -113,6 +118,7 @@ def ptb(
     window: int = 35,
     training_tokens: int | None = None,
     validation_tokens: int | None = None,
+    vocabulary: int | None = None,
 ) -> Task:
     """The task `ptb`: an LSTM of `layers` layers of `units` units, the embedding included.
 
@@ -124,6 +130,7 @@ def ptb(
         window: Of truncated backpropagation, in words.
         training_tokens: Only so many from the beginning of the training text.
         validation_tokens: Only so many from the beginning of the validation text.
+        vocabulary: Only so many of the most frequent words; the others become `<unk>`.
 
     Raises:
         LabError: the texts cannot be used, or an option is not possible.
@@ -138,11 +145,13 @@ def ptb(
     # a folder for all data has the texts in ptb/
     inner = source.folder / "ptb"
     folder = inner if inner.is_dir() else source.folder
-    corpus = word_corpus(folder, source.any_text)
+    if vocabulary is not None and vocabulary < 1:
+        raise LabError(f"vocabulary={vocabulary:,} is not possible: give at least 1 word.")
+    corpus = word_corpus(folder, source.any_text, vocabulary)
     corpus = replace(
         corpus,
-        training=_beginning(corpus.training, training_tokens, "training_tokens"),
-        validation=_beginning(corpus.validation, validation_tokens, "validation_tokens"),
+        training=beginning(corpus.training, training_tokens, "training_tokens"),
+        validation=beginning(corpus.validation, validation_tokens, "validation_tokens"),
     )
     return LanguageTask(
         title=f"{corpus.name}, word by word, {layers}-layer LSTM of {units} units",
@@ -154,9 +163,3 @@ def ptb(
         # 5.164 at 1e-2; after three, 4.837 at 3e-3 and 4.983 at 1e-2.
         preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3, clip_norm=0.25),
     )
-
-
-def _beginning(text: Tensor, tokens: int | None, option: str) -> Tensor:
-    if tokens is not None and not 0 < tokens <= len(text):
-        raise LabError(f"{option}={tokens:,} is not possible: the text has {len(text):,} tokens.")
-    return text[:tokens]

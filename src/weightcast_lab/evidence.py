@@ -1,0 +1,321 @@
+"""What a study's results come to: answers to its questions, and a table of every workload.
+
+The primary quantity is the logarithm of the final validation loss, paired by seed. A question's p
+values are one family, corrected by Holm; better or worse is what survives that at 5%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weightcast_lab.results import Results, Run, finished, measure, pairs, steps_ratio
+from weightcast_lab.statistics import (
+    Interval,
+    MedianInterval,
+    holm,
+    mean_interval,
+    median_interval,
+    p_value,
+    stratified,
+)
+from weightcast_lab.study import METHODS, QUESTIONS, VARIANTS, Question
+
+REFERENCE = "adamw"
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A method against another: the change of the logarithm of the final loss.
+
+    `p` is corrected for the question's family. With a `problem` (diverged or missing runs) there
+    may be a change, of the pairs that there are.
+    """
+
+    change: Interval | None
+    p: float | None
+    problem: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or empty: not shown, or not to be said of runs that diverged."""
+        if self.change is None or self.p is None or self.p >= LEVEL or "diverged" in self.problem:
+            return ""
+        return "better" if self.change.mean < 0 else "worse"
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """A method on every workload, and its mean over them."""
+
+    name: str
+    label: str
+    effects: tuple[Effect, ...]
+    overall: Effect
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, what was measured, and what follows."""
+
+    question: Question
+    reference: str
+    workloads: tuple[str, ...]
+    rows: tuple[AnswerRow, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What holds on average over the workloads."""
+        good = [row.label for row in self.rows if row.overall.verdict == "better"]
+        bad = [row.label for row in self.rows if row.overall.verdict == "worse"]
+        if all(row.overall.p is None for row in self.rows):
+            return "not tested here"
+        if good and not bad:
+            return "better" if len(good) == len(self.rows) else f"better: {', '.join(good)}"
+        if bad and not good:
+            return "worse" if len(bad) == len(self.rows) else f"worse: {', '.join(bad)}"
+        if good:
+            return f"better: {', '.join(good)}; worse: {', '.join(bad)}"
+        return "no difference shown"
+
+    @property
+    def reason(self) -> str:
+        """The counts that stand behind the verdict."""
+        tested = [e for row in self.rows for e in row.effects if e.p is not None]
+        better = sum(e.verdict == "better" for e in tested)
+        worse = sum(e.verdict == "worse" for e in tested)
+        return (
+            f"Single comparisons with {self.reference}: {len(tested)}; after correction better: "
+            f"{better}, worse: {worse}."
+        )
+
+
+def answers(experiments: Sequence[Results]) -> list[Answer]:
+    """The answers to the study's questions, as far as there are runs."""
+    main = [e for e in experiments if not e["variant_of"]]
+    found = [_answer(question, main) for question in QUESTIONS]
+    bases = {e["variant_of"] for e in experiments if e["variant_of"]}
+    if bases:
+        related = [e for e in experiments if e["variant_of"] or e["key"] in bases]
+        found.append(_answer(VARIANTS, related))
+    return [answer for answer in found if answer is not None]
+
+
+def asked(found: Iterable[Answer], *keys: str) -> list[Answer]:
+    """The answers to the questions of these keys, as far as there are any."""
+    return [answer for answer in found if answer.question.key in keys]
+
+
+def versus_plain(found: Iterable[Answer]) -> list[Answer]:
+    """Those that compare forecasts of other optimizers with the plain one."""
+    return [
+        answer
+        for answer in found
+        if answer.question.reference != REFERENCE
+        and all(METHODS[row.name].optimizer == answer.question.reference for row in answer.rows)
+    ]
+
+
+def _answer(question: Question, experiments: Sequence[Results]) -> Answer | None:
+    """None if nothing of it was to be run."""
+    labels = {w["name"]: w["label"] for e in experiments for w in e["wanted"]}
+    names = [name for name in question.methods if name in labels]
+    here = [
+        e
+        for e in experiments
+        if {question.reference, *names} & {w["name"] for w in e["wanted"]} > {question.reference}
+    ]
+    if not here:
+        return None
+    changes = {name: [_changes(e, name, question.reference) for e in here] for name in names}
+    problems = {name: [_problems(e, (name, question.reference)) for e in here] for name in names}
+    single = iter(_corrected(p_value(c) if len(c) > 1 else None for n in names for c in changes[n]))
+    means = {name: stratified(changes[name]) for name in names}
+    overall = iter(_corrected(None if mean is None else mean[1] for mean in means.values()))
+    rows = []
+    for name in names:
+        effects = tuple(
+            Effect(mean_interval(change), next(single), problem)
+            for change, problem in zip(changes[name], problems[name], strict=True)
+        )
+        mean = means[name]
+        several = "; ".join(dict.fromkeys(problem for problem in problems[name] if problem))
+        rows.append(
+            AnswerRow(
+                name,
+                labels[name],
+                effects,
+                Effect(None if mean is None else mean[0], next(overall), several),
+            )
+        )
+    return Answer(
+        question, labels[question.reference], tuple(e["workload"] for e in here), tuple(rows)
+    )
+
+
+def _corrected(p_values: Iterable[float | None]) -> list[float | None]:
+    """Corrected by Holm; None is no test and does not count."""
+    values = list(p_values)
+    known = iter(holm([p for p in values if p is not None]))
+    return [None if p is None else next(known) for p in values]
+
+
+def key_of(experiment: Results, name: str) -> str | None:
+    """The method's key at its chosen learning rate, if that is chosen."""
+    return next((m["key"] for m in experiment["methods"] if m["name"] == name), None)
+
+
+def _pairs(experiment: Results, name: str, reference: str) -> list[tuple[Run, Run]]:
+    own, base = key_of(experiment, name), key_of(experiment, reference)
+    return [] if own is None or base is None else pairs(experiment, own, base)
+
+
+def _changes(experiment: Results, name: str, reference: str) -> list[float]:
+    return [
+        math.log(_final_loss(run) / _final_loss(other))
+        for run, other in _pairs(experiment, name, reference)
+    ]
+
+
+def _final_loss(run: Run) -> float:
+    return float(run["history"]["validation_loss"][-1])
+
+
+def _problems(experiment: Results, names: Iterable[str]) -> str:
+    return "; ".join(filter(None, (problem_of(experiment, name) for name in names)))
+
+
+def problem_of(experiment: Results, name: str) -> str:
+    """Which of a method's final runs are not in its numbers, and why; empty if all are."""
+    if all(wanted["name"] != name for wanted in experiment["wanted"]):
+        return ""
+    key, seeds = key_of(experiment, name), len(experiment["seeds"])
+    own = [run for run in experiment["runs"] if run["method"] == key]
+    diverged = [run for run in own if run["diverged_at"] is not None]
+    parts = []
+    if diverged:
+        parts.append(f"{len(diverged)} of {seeds} diverged")
+    if len(own) < seeds:
+        parts.append("missing" if not own else f"{seeds - len(own)} of {seeds} missing")
+    return ", ".join(parts)
+
+
+# --- every workload ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkloadRow:
+    """A method's numbers on a workload.
+
+    `steps` and `hours` are to AdamW's final loss, as shares of AdamW's; `cost` is of a step, in
+    AdamW's; `memory` is beside the weights, in their bytes.
+    """
+
+    label: str
+    learning_rate: float | None
+    edge: str
+    values: dict[str, Interval | None]
+    steps: MedianInterval | None
+    hours: MedianInterval | None
+    cost: float | None
+    memory: float | None
+    problem: str
+
+
+def workload_rows(experiment: Results) -> list[WorkloadRow]:
+    """All methods that were to be run on a workload."""
+    return [_workload_row(experiment, w["name"], w["label"]) for w in experiment["wanted"]]
+
+
+QUANTITIES = ("final loss", "best loss", "final metric", "best metric")
+
+
+def _workload_row(experiment: Results, name: str, label: str) -> WorkloadRow:
+    key = key_of(experiment, name)
+    method: dict[str, Any] = next((m for m in experiment["methods"] if m["key"] == key), {})
+    runs = list(finished(experiment, key).values()) if key else []
+    higher = experiment["metric"]["higher_is_better"]
+    measured = [measure(run, higher) for run in runs]
+    both = _pairs(experiment, name, REFERENCE)
+    steps = [steps_ratio(run, other) for run, other in both]
+    cost = _median(_seconds(experiment, run) / _seconds(experiment, other) for run, other in both)
+    memories = [run["memory"] for run in runs if "memory" in run]
+    return WorkloadRow(
+        label=label,
+        learning_rate=method.get("learning rate"),
+        edge=method.get("edge", ""),
+        values={q: mean_interval([m[q] for m in measured]) for q in QUANTITIES},
+        steps=median_interval(steps),
+        hours=None
+        if cost is None
+        else median_interval([None if share is None else share * cost for share in steps]),
+        cost=cost,
+        memory=_median(memories),
+        problem=problem_of(experiment, name),
+    )
+
+
+def _seconds(experiment: Results, run: Run) -> float:
+    """Of one step, evaluations included: of the process on a CPU, else on the clock."""
+    devices = {experiment["environments"][n]["device"] for n in run["environment"]}
+    seconds = run["cpu_seconds"] if devices == {"cpu"} else run["history"]["seconds"][-1]
+    return float(seconds) / float(run["history"]["step"][-1])
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.median(found)) if found else None
+
+
+# --- what to set ---------------------------------------------------------------------------------
+
+
+def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str]) -> list[str]:
+    """What follows for a user, from the corrected means over the workloads alone."""
+    by_key = {answer.question.key: answer for answer in found}
+    said = []
+    if (adamw := by_key.get("adamw")) is not None:
+        said.append(_recommended(adamw, percent))
+    if (look := by_key.get("look-ahead")) is not None:
+        row, beyond = look.rows[0], by_key.get("nadamw")
+        change = "" if row.overall.change is None else f" ({percent(row.overall.change)})"
+        text = f"NAdamW instead of AdamW: {row.overall.verdict or 'no difference shown'}{change}."
+        if beyond is not None:
+            text += f" Forecasts of AdamW against it: {beyond.verdict}."
+        said.append(text)
+    for key in ("on-nadamw", "sgd", "rmsprop", "radam", "muon", "lion", "adagrad"):
+        if key in by_key:
+            said.append(_recommended(by_key[key], percent))
+    return said
+
+
+def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
+    good = [
+        (row.overall.change.mean, row)
+        for row in answer.rows
+        if row.overall.verdict == "better" and row.overall.change is not None
+    ]
+    if answer.verdict == "not tested here":
+        return f"{answer.reference}: not tested here."
+    if not good:
+        return (
+            f"{answer.reference}: no forecast is shown to improve it on average; there is nothing "
+            "to set."
+        )
+    _, best = min(good, key=lambda pair: pair[0])
+    assert best.overall.change is not None  # of those above
+    worse = [
+        workload
+        for workload, effect in zip(answer.workloads, best.effects, strict=True)
+        if effect.verdict == "worse"
+    ]
+    where = f"; but worse on {'; '.join(worse)}" if worse else "; shown to be worse on none"
+    return (
+        f"{answer.reference}: {best.label} has the lowest mean of those that are better "
+        f"({percent(best.overall.change)}){where}."
+    )

@@ -1,0 +1,274 @@
+"""The tables of a study: for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from weightcast_lab.evidence import (
+    QUANTITIES,
+    Answer,
+    AnswerRow,
+    Effect,
+    WorkloadRow,
+    answers,
+    problem_of,
+    recommendations,
+    workload_rows,
+)
+from weightcast_lab.results import LOSS_DECIMALS, Results, hardware
+from weightcast_lab.statistics import Interval, MedianInterval
+from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number
+
+PERCENT_DECIMALS = 1
+
+
+def in_percent(logarithm: float) -> float:
+    """A change of a logarithm as a change in per cent."""
+    return 100 * math.expm1(logarithm)
+
+
+def change_text(change: Interval | None) -> str:
+    """`−2.1 [−2.6, −1.6]`, in per cent."""
+    if change is None:
+        return NOTHING
+    mean, width = change.mean, change.half_width
+    text = number(in_percent(mean), PERCENT_DECIMALS, sign=True)
+    if width is None:
+        return text
+    low, high = (
+        number(in_percent(x), PERCENT_DECIMALS, sign=True) for x in (mean - width, mean + width)
+    )
+    return f"{text} [{low}, {high}]"
+
+
+def effect_text(effect: Effect) -> str:
+    """The change, and which runs are not in it."""
+    if effect.change is None:
+        return effect.problem or NOTHING
+    problem = f" ({effect.problem})" if effect.problem else ""
+    return change_text(effect.change) + problem
+
+
+def overall_text(row: AnswerRow) -> str:
+    """The mean over the workloads with its corrected p value, and of how many if not of all."""
+    if row.overall.p is None:
+        return change_text(row.overall.change)
+    measured = sum(effect.p is not None for effect in row.effects)
+    some = "" if measured == len(row.effects) else f" (of {measured})"
+    return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}{some}"
+
+
+def p_text(p: float) -> str:
+    """`= 0.031`, with two significant digits, down to 0.0001."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
+
+
+def median_text(found: MedianInterval | None) -> str:
+    """`0.81 [0.70, never]`."""
+    if found is None:
+        return NOTHING
+    median, low, high = (
+        "never" if value is None else number(value, 2)
+        for value in (found.median, found.low, found.high)
+    )
+    return median if low == median == high else f"{median} [{low}, {high}]"
+
+
+def rate_text(row: WorkloadRow) -> str:
+    """The learning rate; at an edge of its grid it is marked."""
+    if row.learning_rate is None:
+        return NOTHING
+    mark = {"lowest": " ↓", "highest": " ↑"}.get(row.edge, "")
+    return f"{row.learning_rate:g}{mark}"
+
+
+def answer_header(answer: Answer) -> list[str]:
+    """Of a question's table."""
+    several = len(answer.workloads) > 1
+    return ["Method", *answer.workloads, *(["Mean"] if several else [])]
+
+
+def answer_cells(answer: Answer) -> list[list[tuple[str, str]]]:
+    """Text and verdict of every cell of a question's table, the method's label first."""
+    several = len(answer.workloads) > 1
+    return [
+        [
+            (row.label, ""),
+            *((effect_text(effect), effect.verdict) for effect in row.effects),
+            *([(overall_text(row), row.overall.verdict)] if several else []),
+        ]
+        for row in answer.rows
+    ]
+
+
+def workload_header(experiment: Results) -> list[str]:
+    """Of a workload's table."""
+    metric = experiment["metric"]
+    best = "Highest" if metric["higher_is_better"] else "Lowest"
+    return [
+        *("Method", "Learning rate", "Final loss", "Lowest loss"),
+        *(f"Final {metric['name']}", f"{best} {metric['name']}"),
+        *("Steps to AdamW's final loss", "Hours to it", "Cost of a step", "Memory"),
+    ]
+
+
+def workload_cells(experiment: Results) -> list[list[str]]:
+    """The rows of a workload's table."""
+    decimals = {
+        "final loss": LOSS_DECIMALS,
+        "best loss": LOSS_DECIMALS,
+        "final metric": experiment["metric"]["decimals"],
+        "best metric": experiment["metric"]["decimals"],
+    }
+    return [
+        [
+            row.label + (f" ({row.problem})" if row.problem else ""),
+            rate_text(row),
+            *(interval_text(row.values[q], decimals[q]) for q in QUANTITIES),
+            median_text(row.steps),
+            median_text(row.hours),
+            NOTHING if row.cost is None else number(row.cost, 2),
+            NOTHING if row.memory is None else number(row.memory, 2),
+        ]
+        for row in workload_rows(experiment)
+    ]
+
+
+def verdicts(experiments: Sequence[Results]) -> list[tuple[str, str, str]]:
+    """Every question with its verdict, and why."""
+    return [(a.question.text, a.verdict, a.reason) for a in answers(experiments)]
+
+
+def advice(experiments: Sequence[Results]) -> list[str]:
+    """What a user should set."""
+    return recommendations(answers(experiments), lambda change: f"{change_text(change)} %")
+
+
+def notes_of(experiments: Sequence[Results]) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    seeds = sorted({len(e["seeds"]) for e in experiments})
+    search = " and ".join(map(str, sorted({n for e in experiments for n in e["search"]["seeds"]})))
+    n = " to ".join(f"{count}" for count in dict.fromkeys((seeds[0], seeds[-1])))
+    notes = [
+        "Changes are of the final validation loss in per cent, paired by seed (same initial "
+        f"weights, same batches), with 95% t intervals; {n} seeds. Bold is better or worse at 5% "
+        "after Holm's correction over the whole table (the means: over the methods). The mean is "
+        "over these workloads and speaks of no others; what to set names the lowest of several "
+        "means, and picking the lowest flatters.",
+        "Every method has a learning rate of its own, the best of its grid in runs of their own "
+        f"(seeds: {search}); ↓ and ↑ mark choices at the lower and upper edge of the grid, beyond "
+        "which it might do better.",
+        "Steps to AdamW's final loss, as shares of AdamW's steps, and hours to it: medians over "
+        "the seeds with the order statistics around them "
+        f"({_confidence(experiments)}). The cost of a step is of the process's CPU seconds, in "
+        "AdamW's; memory is what a method keeps beside the weights, in their bytes.",
+    ]
+    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
+    if machines:
+        notes.append("Computed on " + "; and on ".join(machines) + ".")
+    packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
+    if packages:
+        notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
+    edges = sum(bool(m["edge"]) for e in experiments for m in e["methods"])
+    chosen = sum(len(e["methods"]) for e in experiments)
+    if edges:
+        notes.append(f"{edges} of {chosen} learning rates were chosen at an edge of their grid.")
+    for experiment in experiments:
+        problems: dict[str, list[str]] = {}
+        for wanted in experiment["wanted"]:
+            if problem := problem_of(experiment, wanted["name"]):
+                problems.setdefault(problem, []).append(wanted["label"])
+        for problem, labels in problems.items():
+            whose = "all methods" if len(labels) == len(experiment["wanted"]) else ", ".join(labels)
+            notes.append(f"{experiment['workload']}: {whose}: {problem}.")
+    return notes
+
+
+def _confidence(experiments: Sequence[Results]) -> str:
+    found = {
+        f"{100 * row.steps.confidence:.0f}% confidence"
+        for e in experiments
+        for row in workload_rows(e)
+        if row.steps is not None and len(e["seeds"]) > 1
+    }
+    return " to ".join(sorted(found)) or "one seed has none"
+
+
+def markdown(experiments: Sequence[Results]) -> str:
+    """Verdicts, what to set, the questions' tables, the workloads' tables, notes."""
+    parts = ["**What the study found**\n\n"]
+    parts += [f"- {q} **{v}**. {why}\n" for q, v, why in verdicts(experiments)]
+    parts += ["\n**What to set**\n\n", *(f"- {said}\n" for said in advice(experiments))]
+    for answer in answers(experiments):
+        rows = [
+            [f"**{text}**" if verdict else text for text, verdict in row]
+            for row in answer_cells(answer)
+        ]
+        parts += [
+            f"\n**{answer.question.text}** ",
+            f"Change of the final loss in %, compared with {answer.reference}\n\n",
+            markdown_rows(answer_header(answer), rows),
+        ]
+    for experiment in experiments:
+        parts += [
+            f"\n**{experiment['workload']}** ({experiment['title']})\n\n",
+            markdown_rows(workload_header(experiment), workload_cells(experiment)),
+        ]
+    parts += ["\n", *(f"- {note}\n" for note in notes_of(experiments))]
+    return "".join(parts)
+
+
+def csv_text(experiments: Sequence[Results]) -> str:
+    """One line a comparison, numbers in full; `overall` is the mean over the workloads."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            *("question", "reference", "method", "workload", "pairs", "log change"),
+            *("half width", "corrected p", "verdict", "problem"),
+        ]
+    )
+    for answer in answers(experiments):
+        for row in answer.rows:
+            for workload, effect in zip(
+                (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
+            ):
+                c = effect.change
+                numbers = (0, None, None) if c is None else (c.n, c.mean, c.half_width)
+                writer.writerow(
+                    [
+                        *(answer.question.key, answer.question.reference, row.name, workload),
+                        *(*numbers, effect.p, effect.verdict, effect.problem),
+                    ]
+                )
+    return buffer.getvalue()
+
+
+STYLES = {"better": "bold green", "worse": "bold red", "": ""}
+
+
+def terminal(experiments: Sequence[Results]) -> RenderableType:
+    """The questions' tables, verdicts, what to set, notes."""
+    parts: list[RenderableType] = []
+    for answer in answers(experiments):
+        drawn = Table(title=answer.question.text, title_style="bold", header_style="bold")
+        for position, name in enumerate(answer_header(answer)):
+            drawn.add_column(name, justify="right" if position else "left", vertical="middle")
+        for row in answer_cells(answer):
+            drawn.add_row(*(Text(text, style=STYLES[verdict]) for text, verdict in row))
+        parts += [drawn, ""]
+    for question, verdict, reason in verdicts(experiments):
+        parts.append(Text.assemble(question, " ", (verdict, "bold"), ". ", reason))
+    parts += [Text(said) for said in advice(experiments)]
+    parts += [
+        Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes_of(experiments)
+    ]
+    return Group(*parts)

@@ -1,0 +1,256 @@
+"""A study's runs: learning rates are searched on seeds of their own, then fresh seeds measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from weightcast_lab.comparison import Experiment, content_of, distinct, in_order, open_experiment
+from weightcast_lab.optimizers import Method
+from weightcast_lab.runner import Failures
+from weightcast_lab.store import open_folder
+from weightcast_lab.study import WORKLOADS, Design, Round, Workload, rounds_of
+from weightcast_lab.tasks import DataSource, Task, make_task
+from weightcast_lab.train import Job, Settings
+
+RunResults = Mapping[Job, dict[str, Any]]
+
+NEEDS_DATA = ("ptb", "cifar10")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate that a search found, and whether it is the lowest or highest one tried."""
+
+    learning_rate: float
+    edge: str = ""
+
+
+def choose(losses: Mapping[float, Sequence[float | None]]) -> Choice:
+    """The learning rate with the lowest mean loss over the search's seeds.
+
+    None stands for a diverged run: a rate loses to any at which fewer runs diverged.
+    """
+
+    def badness(rate: float) -> tuple[int, float, float]:
+        finished = [loss for loss in losses[rate] if loss is not None]
+        mean = sum(finished) / len(finished) if finished else 0.0
+        return len(losses[rate]) - len(finished), mean, rate
+
+    best = min(losses, key=badness)
+    edges = {max(losses): "highest", min(losses): "lowest"}
+    return Choice(best, edges.get(best, "") if len(losses) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A workload of a study with its methods: the search for learning rates, and the final runs."""
+
+    workload: str
+    methods: tuple[Method, ...]
+    design: Design
+    search: Experiment
+    final: Experiment
+
+    def searching(self, methods: Iterable[Method]) -> Experiment:
+        """The search for these methods: each at every rate of its grid."""
+        workload = WORKLOADS[self.workload]
+        tried = [
+            replace(method, learning_rate=rate)
+            for method in methods
+            for rate in self.design.rates(workload, method)
+        ]
+        return replace(self.search, methods=tuple(tried))
+
+    def choice(self, method: Method, results: RunResults) -> Choice | None:
+        """The method's learning rate, if its search has come to its end."""
+        losses: dict[float, list[float | None]] = {}
+        for job in self.searching([method]).jobs():
+            if job not in results:
+                return None
+            rate = job.cell.method.learning_rate
+            assert rate is not None  # of its grid
+            losses.setdefault(rate, []).append(_final_loss(results[job]))
+        return choose(losses)
+
+    def measuring(self, methods: Iterable[Method], results: RunResults) -> Experiment:
+        """The final runs of those of the methods whose rates are chosen."""
+        chosen = [(method, self.choice(method, results)) for method in methods]
+        at_rates = [replace(m, learning_rate=c.learning_rate) for m, c in chosen if c is not None]
+        return replace(self.final, methods=tuple(at_rates))
+
+
+def _final_loss(result: dict[str, Any]) -> float | None:
+    """None if it diverged."""
+    if result["diverged_at"] is not None:
+        return None
+    return float(result["history"]["validation_loss"][-1])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The search, or the final runs, of a round: of each arm those methods that are new to it."""
+
+    label: str
+    is_search: bool
+    work: tuple[tuple[Arm, tuple[Method, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """How many runs it has when all rates are chosen."""
+        return sum(
+            len(methods) * (arm.design.search_runs if self.is_search else len(arm.design.seeds))
+            for arm, methods in self.work
+        )
+
+    def jobs(self, results: RunResults) -> list[Job]:
+        """The runs that can be made now: seed by seed, and within a seed workload by workload."""
+        if self.is_search:
+            return in_order([arm.searching(methods) for arm, methods in self.work])
+        return in_order([arm.measuring(methods, results) for arm, methods in self.work])
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study in its folder."""
+
+    arms: tuple[Arm, ...]
+    rounds: tuple[Round, ...]
+
+    def phases(self) -> Iterator[Phase]:
+        """In the order in which they are computed."""
+        earlier: set[tuple[str, Method]] = set()
+        for one in self.rounds:
+            arms = [arm for arm in self.arms if arm.workload in one.workloads]
+            work = tuple(
+                (arm, tuple(m for m in one.methods if (arm.workload, m) not in earlier))
+                for arm in arms
+            )
+            earlier |= {(arm.workload, method) for arm in arms for method in one.methods}
+            yield Phase(f"{one.label}, search for learning rates", True, work)
+            yield Phase(f"{one.label}, at the chosen rates", False, work)
+
+
+def open_study(
+    names: Iterable[str],
+    source: DataSource,
+    device: str,
+    folder: Path,
+    seeds: int | None = None,
+) -> OpenStudy:
+    """Make the folders of a study, or go on in them.
+
+    Args:
+        names: Of studies.
+        source: Where the data are.
+        device: To compute on.
+        folder: Of the results.
+        seeds: How many at the chosen rates, if not as many as the protocol says.
+
+    Raises:
+        LabError: there is no such study, its data cannot be used, or the folder holds something
+            else.
+    """
+    rounds, design = rounds_of(names)
+    if seeds is not None:
+        design = replace(design, seeds=tuple(range(seeds)))
+    workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
+    settings = {key: _settings(WORKLOADS[key], source, device) for key in workloads}
+    task_of = cache(lambda name, options, its_source: make_task(name, its_source, **dict(options)))
+    tasks = {key: task_of(s.task, s.options, s.source) for key, s in settings.items()}
+    open_folder(folder, {"kind": "study", **_searched(design)})
+    arms = []
+    for key in workloads:
+        methods = [m for one in rounds if key in one.workloads for m in one.methods]
+        search, final = (
+            _opened(key, settings[key], tasks[key], folder / key / phase, chosen, phase)
+            for phase, chosen in (("search", design.search_seeds), ("final", design.seeds))
+        )
+        arms.append(Arm(key, tuple(dict.fromkeys(methods)), design, search, final))
+    return OpenStudy(tuple(arms), tuple(rounds))
+
+
+def _opened(
+    key: str, settings: Settings, task: Task, folder: Path, seeds: Iterable[int], phase: str
+) -> Experiment:
+    label = f"{WORKLOADS[key].label} ({phase})"
+    return open_experiment(key, settings, (), seeds, folder, task, label)
+
+
+def _settings(workload: Workload, source: DataSource, device: str) -> Settings:
+    return Settings(
+        task=workload.task,
+        source=source if workload.task in NEEDS_DATA else DataSource(),
+        learning_rate=workload.learning_rate,
+        batch_size=workload.batch_size,
+        epochs=workload.epochs,
+        device=device,
+        options=tuple(sorted(workload.options.items())),
+        hyperparameters=workload.hyperparameters,
+        milestones=workload.milestones,
+        clip_norm=workload.clip_norm,
+    )
+
+
+def _searched(design: Design) -> dict[str, Any]:
+    """What the choice of learning rates depends on; more seeds at the chosen ones may follow."""
+    return {
+        "multiples of usual learning rates": list(design.multiples),
+        "search seeds": list(design.search_seeds),
+    }
+
+
+def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> list[dict[str, Any]]:
+    """All that a report needs to know of a study: the final runs, and what the search found."""
+    contents = []
+    for arm in study.arms:
+        final = arm.measuring(arm.methods, results)
+        content = content_of(final, dict(results), failures)
+        for entry, method in zip(content["methods"], final.methods, strict=True):
+            plain = replace(method, learning_rate=None)
+            choice = arm.choice(plain, results)
+            assert choice is not None  # or it would not be among the final methods
+            entry |= {"name": plain.name, "label": plain.label, "edge": choice.edge}
+        workload = WORKLOADS[arm.workload]
+        contents.append(
+            {
+                **content,
+                "workload": workload.label,
+                "variant_of": workload.variant_of,
+                "wanted": [{"name": m.name, "label": m.label} for m in arm.methods],
+                "search": _search_content(arm, results),
+            }
+        )
+    return contents
+
+
+def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
+    """What every run of the search came to: seed by seed, at each rate of each method."""
+    jobs = {m: arm.searching([m]).jobs() for m in arm.methods}
+    found = [results[job] for own in jobs.values() for job in own if job in results]
+    tried = []
+    for method, own in jobs.items():
+        for rate in arm.design.rates(WORKLOADS[arm.workload], method):
+            runs = {
+                job.cell.seed: results[job]
+                for job in own
+                if job.cell.method.learning_rate == rate and job in results
+            }
+            if runs:
+                entry: dict[str, Any] = {"name": method.name, "learning rate": rate}
+                entry["seeds"] = list(runs)
+                entry["final loss"] = [_shortened(_final_loss(run)) for run in runs.values()]
+                entry["diverged_at"] = [run["diverged_at"] for run in runs.values()]
+                tried.append(entry)
+    return {
+        "seeds": list(arm.design.search_seeds),
+        "environments": distinct(e for result in found for e in result["environments"]),
+        "tried": tried,
+    }
+
+
+def _shortened(loss: float | None) -> float | None:
+    return None if loss is None else float(f"{loss:.7g}")

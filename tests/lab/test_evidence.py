@@ -1,0 +1,377 @@
+"""A study's report against fabricated results whose statistics are known from SciPy."""
+
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.lab.test_report import Links
+from weightcast_lab.errors import LabError
+from weightcast_lab.evidence import (
+    Answer,
+    Effect,
+    answers,
+    asked,
+    recommendations,
+    versus_plain,
+    workload_rows,
+)
+from weightcast_lab.figures import DARK, LIGHT, to_image
+from weightcast_lab.page import study_figures, study_page
+from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
+from weightcast_lab.study import METHODS, QUESTIONS, STUDIES
+from weightcast_lab.study_tables import (
+    change_text,
+    csv_text,
+    markdown,
+    notes_of,
+    overall_text,
+    verdicts,
+)
+from weightcast_lab.tables import number
+
+NAMES = [method.name for method in STUDIES["core"].methods]
+WORKLOADS = ("one", "two", "three")
+
+
+def run(name, seed, losses, *, environment=0, diverged_at=None, cpu=10.0, memory=2.0):
+    return {
+        "method": f"{name}-lr0.01",
+        "seed": seed,
+        "environment": [environment],
+        "diverged_at": diverged_at,
+        "history": {
+            "step": [10 * n for n in range(len(losses))],
+            "train_loss": [None, *losses[1:]],
+            "validation_loss": losses,
+            "metric": [100 - 10 * loss for loss in losses],
+            "seconds": [float(n) for n in range(len(losses))],
+        },
+        "test": {},
+        "weights": "0",
+        "memory": memory,
+        "cpu_seconds": cpu,
+    }
+
+
+def experiment(key, runs, names=NAMES, *, seeds=5, variant_of="", device="cpu", edge=""):
+    chosen = [name for name in names if any(r["method"] == f"{name}-lr0.01" for r in runs)]
+    return {
+        "key": key,
+        "workload": f"Workload <{key}>",
+        "variant_of": variant_of,
+        "title": f"A <{key}>",
+        "command": "weightcast study",
+        "metric": {"name": "accuracy", "decimals": 1, "higher_is_better": True},
+        "learning_rate_is_preset": True,
+        "configuration": {"task": key, "epochs": 3},
+        "methods": [
+            {
+                "key": f"{name}-lr0.01",
+                "name": name,
+                "label": METHODS[name].label,
+                "optimizer": METHODS[name].optimizer,
+                "steps": METHODS[name].steps,
+                "learning rate": 0.01,
+                "edge": edge if name == "adamw" else "",
+            }
+            for name in chosen
+        ],
+        "wanted": [{"name": name, "label": METHODS[name].label} for name in names],
+        "seeds": list(range(seeds)),
+        "environments": [
+            {"device": d, "hardware": h, "python": "3", "torch": "2", "weightcast": "0"}
+            for d, h in ((device, "A <CPU>"), ("cuda", "A GPU"))
+        ],
+        "search": {"seeds": [100, 101], "environments": [], "tried": []},
+        "failures": [],
+        "runs": runs,
+    }
+
+
+def whole(shift, *, names=NAMES, keys=WORKLOADS, scatter=0.002, **more):
+    """Final losses are those of AdamW times `exp(shift[method])`, a little scattered."""
+    random = np.random.default_rng(7)
+    found = []
+    for key in keys:
+        level = np.exp(random.normal(size=5))
+        runs = [
+            run(name, seed, losses_of(level[seed] * np.exp(shift.get(name, 0) + noise)))
+            for name in names
+            for seed, noise in enumerate(scatter * random.normal(size=5))
+        ]
+        found.append(experiment(key, runs, names, **more))
+    return found
+
+
+def losses_of(final):
+    return [float(final * factor) for factor in (9, 3, 2, 1)]
+
+
+BETTER = {"adamw-s3": -0.05, "adamw-s1": -0.02, "adamw-s-1": 0.05, "nadamw": -0.05}
+
+
+def final_losses(experiment, name):
+    runs = [r for r in experiment["runs"] if r["method"] == f"{name}-lr0.01"]
+    return np.log([r["history"]["validation_loss"][-1] for r in runs])
+
+
+def answer_to(experiments, key):
+    (answer,) = asked(answers(experiments), key)
+    return answer
+
+
+def row_of(answer, name):
+    return next(row for row in answer.rows if row.name == name)
+
+
+def test_effects_are_paired_t_tests_corrected_over_the_question():
+    experiments = whole(BETTER)
+    answer = answer_to(experiments, "adamw")
+    assert answer.workloads == tuple(e["workload"] for e in experiments)
+    raw = {
+        (row.name, place): stats.ttest_rel(final_losses(e, row.name), final_losses(e, "adamw"))
+        for row in answer.rows
+        for place, e in enumerate(experiments)
+    }
+    assert len(raw) == 8 * 3
+    smallest = min(raw, key=lambda key: raw[key].pvalue)
+    for row in answer.rows:
+        for place, effect in enumerate(row.effects):
+            test = raw[row.name, place]
+            interval = test.confidence_interval(0.95)
+            assert effect.change.mean == pytest.approx((interval.low + interval.high) / 2)
+            assert effect.change.half_width == pytest.approx((interval.high - interval.low) / 2)
+            assert test.pvalue <= effect.p <= min(1, 24 * test.pvalue) * (1 + 1e-9)
+    name, place = smallest
+    assert row_of(answer, name).effects[place].p == pytest.approx(24 * raw[smallest].pvalue)
+
+
+def test_verdicts_follow_from_the_corrected_means():
+    experiments = whole(BETTER)
+    answer = answer_to(experiments, "adamw")
+    assert [row.name for row in answer.rows if row.overall.verdict == "better"] == [
+        "adamw-s1",
+        "adamw-s3",
+    ]
+    assert answer.verdict == "better: AdamW s=1, AdamW s=3"
+    assert answer_to(experiments, "control").verdict == "worse"
+    assert answer_to(experiments, "look-ahead").verdict == "better"
+    beyond = answer_to(experiments, "nadamw")
+    assert row_of(beyond, "adamw-s3").overall.verdict == ""
+    assert row_of(beyond, "adamw-s8").overall.verdict == "worse"
+    questions = {question.text for question in QUESTIONS}
+    assert {question for question, _, _ in verdicts(experiments)} < questions
+    assert answer_to(whole({}), "adamw").verdict == "no difference shown"
+
+
+def test_without_correction_chance_would_be_called_a_difference():
+    """Nothing but noise: of 240 comparisons some have p < 0.05, and none is claimed."""
+    keys = [f"w{n}" for n in range(30)]
+    answer = answer_to(whole({}, keys=keys), "adamw")
+    effects = [effect for row in answer.rows for effect in row.effects]
+    assert sum(effect.change.excludes_zero for effect in effects) > 3
+    assert not any(effect.verdict for effect in effects)
+
+
+def test_a_diverged_run_is_named_and_its_method_called_neither():
+    experiments = whole(BETTER)
+    broken = next(r for r in experiments[0]["runs"] if r["method"] == "adamw-s3-lr0.01")
+    broken |= {"diverged_at": 7}
+    row = row_of(answer_to(experiments, "adamw"), "adamw-s3")
+    assert row.effects[0].problem == "1 of 5 diverged"
+    assert [effect.verdict for effect in row.effects] == ["", "better", "better"]
+    assert row.overall.verdict == ""
+    assert "AdamW s=3: 1 of 5 diverged." in " ".join(notes_of(experiments))
+    assert "(1 of 5 diverged)" in markdown(experiments)
+
+
+def test_what_is_missing_is_said_and_the_rest_compared():
+    experiments = whole(BETTER)
+    experiments[1]["runs"] = [r for r in experiments[1]["runs"] if "s3-lr" not in r["method"]]
+    experiments[1]["methods"] = [m for m in experiments[1]["methods"] if m["name"] != "adamw-s3"]
+    experiments[2]["runs"] = [r for r in experiments[2]["runs"] if r["seed"] != 4]
+    row = row_of(answer_to(experiments, "adamw"), "adamw-s3")
+    assert row.effects[1].change is None
+    assert row.effects[1].p is None
+    assert row.effects[1].problem == "missing"
+    assert row.effects[2].change.n == 4
+    assert row.overall.change.n == 9
+    assert overall_text(row).endswith(" (of 2)")
+    assert not overall_text(row_of(answer_to(experiments, "adamw"), "adamw-s1")).endswith(")")
+    notes = " ".join(notes_of(experiments))
+    assert "Workload <two>: AdamW s=3: missing." in notes
+    assert "Workload <three>: all methods: 1 of 5 missing." in notes
+
+
+def test_nothing_but_wanted():
+    experiments = [experiment(key, []) for key in WORKLOADS]
+    assert {answer.verdict for answer in answers(experiments)} == {"not tested here"}
+    assert "AdamW: not tested here." in markdown(experiments)
+
+
+def test_seeds_of_another_environment_are_not_compared():
+    experiments = whole(BETTER)
+    for r in experiments[0]["runs"]:
+        if r["method"] == "adamw-s3-lr0.01" and r["seed"] > 2:
+            r["environment"] = [1]
+    row = row_of(answer_to(experiments, "adamw"), "adamw-s3")
+    assert [effect.change.n for effect in row.effects] == [3, 5, 5]
+
+
+def test_variants_have_a_table_of_their_own_and_do_not_count_twice():
+    names = ["adamw", "adamw-s3", "nadamw"]
+    main = whole(BETTER, names=names)
+    variant = whole(BETTER, names=names, keys=["one-batch"], variant_of="one")
+    together = main + variant
+    assert answer_to(together, "adamw").rows == answer_to(main, "adamw").rows
+    own = answer_to(together, "variants")
+    assert own.workloads == ("Workload <one>", "Workload <one-batch>")
+    assert [row.name for row in own.rows] == ["adamw-s3", "nadamw"]
+    # a method that nobody wanted there is not missing there
+    wider = answer_to(whole(BETTER, names=[*names, "adamw-s8"], keys=["one"]) + variant, "variants")
+    assert row_of(wider, "adamw-s8").effects[1] == Effect(None, None, "")
+    assert not asked(answers(main), "variants")
+
+
+def test_steps_hours_cost_and_memory():
+    shares = [  # at 20 and 30 steps: AdamW ends at 1; s=3 is there after 20 + 10·share steps
+        run("adamw-s3", seed, [9.0, 3.0, 2.0, 0.5], cpu=12.0, memory=3.0) for seed in range(5)
+    ]
+    shares[0]["history"]["validation_loss"] = [9.0, 3.0, 2.0, 1.5]  # never
+    runs = [run("adamw", seed, [9.0, 3.0, 2.0, 1.0]) for seed in range(5)] + shares
+    reference, row = workload_rows(experiment("one", runs, ["adamw", "adamw-s3"], edge="lowest"))
+    share = (20 + 10 * (2 - 1) / (2 - 0.5)) / 30
+    assert row.steps.median == pytest.approx(share)
+    assert (row.steps.low, row.steps.high) == (pytest.approx(share), None)
+    assert row.cost == pytest.approx(1.2)
+    assert row.hours.median == pytest.approx(1.2 * share)
+    assert (reference.memory, row.memory) == (2.0, 3.0)
+    assert (reference.edge, row.edge) == ("lowest", "")
+    assert row.values["best metric"].mean == 95
+    # on a GPU the process's own time says nothing
+    for r in shares:
+        r["history"]["seconds"][-1] *= 3
+    _, row = workload_rows(experiment("one", runs, ["adamw", "adamw-s3"], device="cuda"))
+    assert row.cost == pytest.approx(3.0)
+
+
+def test_advice_is_the_lowest_mean_of_what_is_better():
+    def advice(shift):
+        return recommendations(answers(whole(shift)), lambda c: number(c.mean, 2))
+
+    first, second, third = advice(BETTER)
+    assert first.startswith("AdamW: AdamW s=3 has the lowest mean of those that are better (−0.05)")
+    assert first.endswith("shown to be worse on none.")
+    assert second.startswith("NAdamW instead of AdamW: better (−0.05).")
+    assert "NAdamW: no forecast is shown to improve it" in third
+    assert "nothing to set" in advice({})[0]
+
+
+def test_changes_in_per_cent():
+    (answer,) = asked(answers(whole({"adamw-s3": np.log(0.9)}, scatter=0.0)), "adamw")
+    row = row_of(answer, "adamw-s3")
+    assert change_text(row.overall.change).startswith("−10.0 [−10.0, −10.0]")
+    assert change_text(None) == "–"
+
+
+@pytest.fixture
+def core():
+    return whole(BETTER)
+
+
+def test_markdown_marks_what_is_shown(core):
+    text = markdown(core)
+    line = next(x for x in text.splitlines() if x.startswith("| AdamW s=3 |"))
+    assert line.count("**") == 8
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({row.count("|") for row in table.splitlines()}) == 1
+    assert "0.01 ↓" in markdown(whole(BETTER, edge="lowest"))
+    assert text.count("**Workload <") == 3
+
+
+def test_csv_has_every_comparison_in_full(core):
+    rows = list(csv.DictReader(io.StringIO(csv_text(core))))
+    found = answers(core)
+    assert len(rows) == sum(len(answer.rows) * 4 for answer in found)
+    (s3,) = (
+        r
+        for r in rows
+        if (r["question"], r["method"], r["workload"]) == ("adamw", "adamw-s3", "overall")
+    )
+    overall = row_of(answer_to(core, "adamw"), "adamw-s3").overall
+    assert float(s3["log change"]) == overall.change.mean
+    assert float(s3["corrected p"]) == overall.p
+    assert s3["verdict"] == "better"
+
+
+def test_notes_name_seeds_correction_edges_hardware_and_versions():
+    notes = " ".join(notes_of(whole(BETTER, edge="highest")))
+    for words in (
+        "5 seeds",
+        "95% t intervals",
+        "Holm",
+        "seeds: 100 and 101",
+        "94% confidence",
+        "A <CPU>",
+        "torch 2",
+        "3 of 36 learning rates were chosen at an edge",
+    ):
+        assert words in notes
+
+
+def test_packages_are_named_where_they_were_used(core):
+    assert "torch lacks" not in " ".join(notes_of(core))
+    core[0]["runs"][0]["package"] = "schedulefree 1.4"
+    assert "torch lacks come from schedulefree 1.4." in " ".join(notes_of(core))
+
+
+def test_a_study_is_not_a_reproduction(core, tmp_path):
+    assert is_study(core)
+    assert in_markdown(core, notes=True) == markdown(core)
+    with pytest.raises(LabError, match="--latex is for a reproduction"):
+        in_latex(core)
+    document = tmp_path / "results.md"
+    document.write_text("<!-- begin s -->\n<!-- end s -->\n")
+    insert(document, "s", core)
+    assert markdown(core) in document.read_text()
+
+
+def test_all_files_of_a_report(core, tmp_path):
+    variant = whole(BETTER, names=["adamw", "adamw-s3"], keys=["more"], variant_of="one")
+    names = {path.name for path in write_report(core + variant, tmp_path)}
+    assert names == {
+        *("report.html", "tables.md", "table.csv", "curves.png", "ahead.png"),
+        *(f"forest-{name}.png" for name in ("adamw", "nadamw", "plain", "variants")),
+    }
+    page = (tmp_path / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in links.addresses)
+    assert not links.tags & {"script", "link", "iframe", "object"}
+    assert "<CPU>" not in page
+    assert "Workload <" not in page
+    assert 'class="better"' in page
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_pictures_of_a_study_are_the_same_every_time(theme):
+    few = whole(BETTER, names=["adamw", "adamw-s3", "nadamw"], keys=["one"])
+    for figure in study_figures(few):
+        first, second = (to_image(figure.draw(theme, 1), "svg") for _ in range(2))
+        assert first == second
+
+
+def test_a_study_of_nothing_can_be_drawn():
+    page = study_page([experiment("one", [])])
+    assert "not tested here" in page
+
+
+def test_which_answers_go_into_which_picture():
+    names = [*NAMES, "sgd", "sgd-s1", "nesterov", "schedule_free"]
+    found = answers(whole(BETTER, names=names))
+    assert all(isinstance(answer, Answer) for answer in found)
+    assert [a.question.key for a in versus_plain(found)] == ["on-nadamw", "sgd"]

@@ -1,0 +1,253 @@
+"""The study's data, its choice of learning rates, and a small one from runs to page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.lab.helpers import LineTask
+from tests.lab.test_reproduction import run_here
+from weightcast_lab import study
+from weightcast_lab.errors import LabError
+from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Method
+from weightcast_lab.results import load_results
+from weightcast_lab.study import (
+    METHODS,
+    QUESTIONS,
+    SCALES,
+    SGD,
+    STUDIES,
+    VARIANTS,
+    WORKLOADS,
+    Design,
+    Study,
+    Workload,
+    rounds_of,
+)
+from weightcast_lab.tasks import TASKS
+from weightcast_lab.tuning import Choice, choose
+
+PAGE = Path(__file__).parents[2] / "docs" / "study.md"
+
+
+def test_the_page_is_the_protocol():
+    assert PAGE.read_text() == study.page()
+    tables = re.findall(r"(?:^\|.*\n)+", study.page(), re.M)
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_every_workload_and_method_is_possible():
+    for key, workload in WORKLOADS.items():
+        assert workload.task in TASKS
+        assert all(0 < milestone < workload.epochs for milestone in workload.milestones)
+        assert not workload.variant_of or workload.variant_of in WORKLOADS, key
+    for one in STUDIES.values():
+        assert set(one.workloads) <= WORKLOADS.keys()
+        assert len(set(one.methods)) == len(one.methods)
+        assert one.rounds[0][0] == Method("adamw")  # what the others are compared with comes first
+    assert {m.optimizer for m in METHODS.values()} == {*SCALES, *SGD}
+    wanted = {"radam", "lion", "rmsprop", "adagrad", "muon", "sgd"}
+    for name in wanted:
+        assert {name, f"{name}-s1", f"{name}-s3"} <= METHODS.keys()
+    assert METHODS.keys() >= {"nesterov", "muon_nesterov", *PLAIN_ONLY}
+    assert SCALES.keys() <= OPTIMIZERS.keys()
+
+
+def test_every_method_has_the_same_budget_and_a_forecast_its_plain_forms_grid():
+    design = Design()
+    assert not set(design.search_seeds) & set(design.seeds)
+    for workload in WORKLOADS.values():
+        for method in METHODS.values():
+            rates = design.rates(workload, method)
+            assert len(set(rates)) == len(design.multiples)
+            assert rates == design.rates(workload, Method(method.optimizer))
+    assert design.rates(WORKLOADS["digits"], Method("adamw")) == (5e-4, 1.5e-3, 5e-3, 1.5e-2)
+    assert design.rates(WORKLOADS["digits"], Method("sgd", 1.0)) == (0.005, 0.015, 0.05, 0.15)
+
+
+def test_every_question_can_be_answered():
+    for question in (*QUESTIONS, VARIANTS):
+        assert {question.reference, *question.methods} <= METHODS.keys()
+        assert question.reference not in question.methods
+    assert len({question.key for question in QUESTIONS}) == len(QUESTIONS)
+    asked = {name for q in QUESTIONS for name in (q.reference, *q.methods)}
+    assert asked == METHODS.keys()
+
+
+def test_names_of_studies():
+    rounds, design = rounds_of(["core", "betas", "core"])
+    assert len(rounds) == len(STUDIES["core"].rounds) + len(STUDIES["betas"].rounds)
+    assert rounds[0].workloads == STUDIES["core"].workloads
+    assert rounds[-1].workloads == STUDIES["betas"].workloads
+    assert design == Design()
+    with pytest.raises(LabError, match="did you mean 'core'"):
+        rounds_of(["cores"])
+    with pytest.raises(LabError, match="core and smoke differ in seeds"):
+        rounds_of(["core", "smoke"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "choice"),
+    [
+        ({0.1: [3.0, 3.0], 0.3: [1.0, 2.0], 1.0: [1.0, 2.1]}, Choice(0.3)),
+        ({0.1: [1.0, 1.0], 0.3: [2.0, 2.0], 1.0: [3.0, 3.0]}, Choice(0.1, "lowest")),
+        ({1.0: [1.0, 1.0], 0.3: [2.0, 2.0], 0.1: [3.0, 3.0]}, Choice(1.0, "highest")),
+        # diverged in one seed: worse than any that did not
+        ({0.1: [9.0, 9.0], 0.3: [1.0, None], 1.0: [None, None]}, Choice(0.1, "lowest")),
+        ({0.1: [None, None], 0.3: [None, 5.0], 1.0: [None, 6.0]}, Choice(0.3)),
+        ({0.1: [None], 0.3: [None], 1.0: [None]}, Choice(0.1, "lowest")),
+        ({0.1: [2.0], 0.3: [1.0], 1.0: [1.0]}, Choice(0.3)),  # a draw: the smaller rate
+        ({0.1: [2.0]}, Choice(0.1)),  # a grid of one has no edges
+    ],
+)
+def test_the_choice_of_a_learning_rate(losses, choice):
+    assert choose(losses) == choice
+
+
+def line(source):
+    return LineTask()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A study that takes no time: a line, and a variant of it."""
+    monkeypatch.setitem(TASKS, "line", "tests.lab.test_study:line")
+    monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 0.03, 4, 3))
+    variant = Workload("A line, batch 10", "line", {}, 0.03, 0.03, 10, 3, (2,), variant_of="line")
+    monkeypatch.setitem(WORKLOADS, "line-batch", variant)
+    one = Study(
+        "a line",
+        ("line", "line-batch"),
+        ((METHODS["adamw"], METHODS["adamw-s1"]), (METHODS["adamw-sinf-decaying"],)),
+        Design((0.3, 1.0, 3e30), (100, 101), (0, 1, 2)),
+    )
+    monkeypatch.setitem(STUDIES, "small", one)
+    more = Study("a look-ahead", ("line",), ((METHODS["adamw"], METHODS["nadamw"]),), one.design)
+    monkeypatch.setitem(STUDIES, "more", more)
+    # worker processes would miss the task that is not there
+    monkeypatch.setattr("weightcast_lab.runner.run_jobs", run_here)
+    monkeypatch.setattr("weightcast_lab.runner.gc.collect", lambda: 0)  # slow in a large process
+    return one
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes longer than these runs: not where nobody looks."""
+    monkeypatch.setattr("weightcast_lab.report.write_report", lambda *_: [])
+
+
+def result_paths(out):
+    return {path.relative_to(out).as_posix() for path in out.rglob("result.json")}
+
+
+def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, one_thread):
+    out = tmp_path / "out"
+    before = weightcast("study", "small", "--out", out, "--missing")
+    assert before.code == 0, before.err
+    assert "54 runs are missing" in before.out  # 3 methods x 2 workloads x (3 rates x 2 + 3)
+    assert not result_paths(out)
+
+    stopped = weightcast("study", "small", "--out", out, "--minutes", 0)
+    assert "0 of 54 runs are finished" in stopped.err
+
+    done = weightcast("study", "small", "--out", out)
+    assert done.code == 0, done.err
+    assert "Does a forecast improve AdamW?" in done.out
+    paths = result_paths(out)
+    assert len(paths) == 54
+    # the search ran on its own seeds, at every rate, of which the last diverges
+    assert "line/search/runs/adamw-s1-lr9e+28/seed-101/result.json" in paths
+    finals = {path.split("/runs/")[1] for path in paths if path.startswith("line/final/")}
+    methods = {path.split("/")[0] for path in finals}
+    assert len(methods) == 3
+    assert {path.split("/")[1] for path in finals} == {"seed-0", "seed-1", "seed-2"}
+
+    experiments = load_results(out / "results.json")
+    assert [e["workload"] for e in experiments] == ["A line", "A line, batch 10"]
+    for experiment in experiments:
+        names = [method["name"] for method in experiment["methods"]]
+        assert names == [method.name for method in small.methods]
+        assert {m["learning rate"] for m in experiment["methods"]} <= {0.009, 0.03}
+        assert len(experiment["runs"]) == 9
+        first = {r["history"]["validation_loss"][0] for r in experiment["runs"] if r["seed"] == 1}
+        assert len(first) == 1  # the same initial weights for every method
+        tried = experiment["search"]["tried"]
+        assert len(tried) == 9
+        assert all(entry["seeds"] == [100, 101] for entry in tried)
+        assert all(None not in e["diverged_at"] for e in tried if e["learning rate"] > 1)
+        # the chosen rate is the best of the search
+        for method in experiment["methods"]:
+            means = {
+                e["learning rate"]: sum(e["final loss"])
+                for e in tried
+                if e["name"] == method["name"] and None not in e["final loss"]
+            }
+            assert len(means) == 2
+            assert method["learning rate"] == min(means, key=means.get)
+
+    after = weightcast("study", "small", "--out", out, "--missing")
+    assert "All runs are finished" in after.out
+
+    # another study in the same folder goes on from what both have in common
+    more = weightcast("study", "small", "more", "--out", out)
+    assert more.code == 0, more.err
+    assert "Does NAdamW improve AdamW?" in more.out
+    assert len(result_paths(out) - paths) == 9
+    # more seeds at the same rates
+    paths = result_paths(out)
+    seeded = weightcast("study", "small", "--out", out, "--seeds", 4)
+    assert seeded.code == 0, seeded.err
+    assert {path.split("/")[-2] for path in result_paths(out) - paths} == {"seed-3"}
+    assert len(result_paths(out) - paths) == 6
+    assert "4 seeds" in seeded.out
+    markdown = weightcast("report", out, "--markdown")
+    assert "| AdamW s=∞ decaying |" in markdown.out
+
+
+def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
+    weightcast, tmp_path, small, undrawn, monkeypatch
+):
+    from weightcast_lab.runner import compute
+
+    def with_a_failure(job, *rest):
+        if job.cell.method.name == "adamw-s1" and job.cell.seed == 101:
+            return "on_failure", "OutOfMemoryError: no memory"
+        return compute(job, *rest)
+
+    monkeypatch.setattr("tests.lab.test_reproduction.compute", with_a_failure)
+    out = tmp_path / "out"
+    done = weightcast("study", "small", "--out", out)
+    assert done.code == 1
+    assert "6 of 54 runs failed" in done.err
+    first, _ = load_results(out / "results.json")
+    assert [m["name"] for m in first["methods"]] == ["adamw", "adamw-sinf-decaying"]
+    assert "A line: AdamW s=1: missing." in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("cor",), "did you mean 'core'?"),
+        (("core", "smoke"), "differ in seeds or learning rates"),
+        (("core",), "needs --data FOLDER"),
+    ],
+)
+def test_mistakes_are_one_sentence(weightcast, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    outcome = weightcast("study", *words)
+    assert outcome.code == 2
+    assert sentence in " ".join(outcome.err.split())
+
+
+def test_another_design_in_the_same_folder_is_refused(weightcast, tmp_path, small, monkeypatch):
+    out = tmp_path / "out"
+    weightcast("study", "small", "--out", out, "--minutes", 0)
+    other = Study("t", small.workloads, small.rounds, Design((1.0,), (100,), (0,)))
+    monkeypatch.setitem(STUDIES, "small", other)
+    refused = weightcast("study", "small", "--out", out)
+    assert refused.code == 2
+    assert "results of another configuration" in " ".join(refused.err.split())
+    assert json.loads((out / "config.json").read_text())["search seeds"] == [100, 101]
