@@ -118,6 +118,21 @@ def test_the_optimizer_runs_on_them_as_on_the_c_kernels(
     assert same(*results)
 
 
+@interpreted
+def test_what_computes_something_else_does_not_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of compiler or driver costs speed, not weights: the first use compares with eager."""
+    right = ours.step
+    dense = torch.zeros(4, 6)
+    for wrong, is_handled in [
+        (lambda o, s: None, False),
+        (lambda o, s: right(o, dataclasses.replace(s, ahead=s.ahead * 1.01)), False),
+        (right, True),
+    ]:
+        monkeypatch.setattr(ours, "step", wrong)
+        ours._works_on.cache_clear()
+        assert ours.handles(dense, [dense]) is is_handled
+
+
 def test_where_triton_cannot_run_it_does_not_handle() -> None:
     """A CPU without the interpreter stands for a machine without a compiler or a recent GPU."""
     dense = torch.zeros(4, 6)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, increment_version, like
+from weightcast.kernels import Operands, Settings, alike, eager, increment_version, like
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK = tl.constexpr(1024)  # elements that one program moves
@@ -193,16 +193,28 @@ def handles(p: Tensor, moments: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def _works_on(device: torch.device) -> bool:
-    """Whether Triton has all it needs for this device, such as a compiler and a recent GPU."""
+    """Whether Triton has all it needs for this device, and computes there what PyTorch does."""
+    setting = Settings(0.01, 0.9, 0.999, 1e-8, weight_decay=0.1, back=0.02, ahead=0.03)
     try:
-        with torch.inference_mode(False):
-            p, g, m, v, t = torch.zeros(5, 1, dtype=torch.float32, device=device)
-            o = Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v], counts=[t])
-            step(o, Settings(0.0, 0.9, 0.999, 1e-8))
-    except Exception as error:  # of any kind: from Triton, its compiler, or the driver
+        with torch.inference_mode(False), torch.no_grad():
+            mine, right = _example(device), _example(torch.device("cpu"))
+            step(mine, setting)
+            eager.step(right, setting)
+            for name in ("params", "exp_avgs", "exp_avg_sqs", "counts"):
+                (a,), (b,) = getattr(mine, name), getattr(right, name)
+                torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
+    except Exception as error:  # of any kind: from Triton, its compiler, the driver, the numbers
         _log.debug("weightcast: no triton kernels on %s (%s); using plain PyTorch.", device, error)
         return False
     return True
+
+
+def _example(device: torch.device) -> Operands:
+    """A whole block and a part of one."""
+    numbers = torch.arange(1.0, 6001.0, dtype=torch.float32, device="cpu").sin().view(4, 1500)
+    p, g, m, v = numbers.to(device)
+    count = torch.ones((), dtype=torch.float32, device=device)
+    return Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v.square()], counts=[count])
 
 
 def step(o: Operands, s: Settings) -> None:
