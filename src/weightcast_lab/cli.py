@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -33,8 +34,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"weightcast {version('weightcast')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
     """Measure what forecasting the weights does for an optimizer."""
 
 
@@ -474,6 +488,33 @@ def study(
         )
         _show(path, folder)
     _Done(results, failures, runs).exit()
+
+
+@app.command(
+    epilog="Example: `weightcast doctor --data FOLDER` says whether the step is compiled, what a "
+    "GPU would use, and whether the data are whole."
+)
+def doctor(
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Say what is installed here, what would be used, and why.
+
+    Ends with code 1 if something is slower or less than it could be.
+    """
+    from weightcast_lab.doctor import examine
+
+    findings = []
+    for finding in examine(data):
+        findings.append(finding)
+        if not as_json:
+            mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "–"}[finding.is_good]
+            text = f"{mark} [bold]{finding.topic}[/]: {escape(finding.text)}"
+            Console().print(text, soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=1, ensure_ascii=False))
+    if any(finding.is_good is False for finding in findings):
+        raise typer.Exit(1)
 
 
 @dataclass

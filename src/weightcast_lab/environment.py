@@ -13,6 +13,8 @@ from weightcast_lab.errors import LabError, unknown_name
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
+NOT_INSTALLED = "not installed"
+
 
 def device_named(name: str, *, is_here: bool = True) -> str:
     """The device to compute on; `auto` is the GPU if there is one here.
@@ -54,14 +56,15 @@ def environment(device: str) -> dict[str, str]:
     """What differs from machine to machine and may change the last digits of a result."""
     return {
         "device": device,
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "weightcast": installed_version("weightcast"),
     }
 
 
-def _hardware(device: str) -> str:
+def hardware(device: str) -> str:
+    """The model of the processor or the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     if sys.platform == "linux":
@@ -76,4 +79,4 @@ def installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED

@@ -236,7 +236,7 @@ def test_a_report_of_nothing_is_one_sentence(weightcast, tmp_path):
         assert "does not exist" in " ".join(outcome.err.split())
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce", "study", "report"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "study", "report", "doctor"])
 def test_help_suffices(weightcast, name):
     outcome = weightcast(name, "--help")
     assert outcome.code == 0
