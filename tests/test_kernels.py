@@ -259,12 +259,46 @@ def test_large_tensors_are_streamed_and_shared_between_threads(copies: str, entr
 
 
 @each_kernel
+@settings(max_examples=30, deadline=None)
+@given(shapes=shapes, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_restoring_is_a_copy(kernel: ModuleType, shapes, dtype: torch.dtype) -> None:
+    """R1: bit for bit; where θ is a float32 master, its rounded copy."""
+    o = operands(shapes, dtype, copies="sources")
+    kernel.restore(o)
+    assert all(torch.equal(p, s.to(dtype)) for p, s in zip(o.params, o.sources, strict=True))
+
+
+def test_large_tensors_are_restored_past_the_cache() -> None:
+    """The same bits whatever the number of threads and the alignment."""
+    cpu = pytest.importorskip("weightcast.kernels.cpu")
+    before = torch.get_num_threads()
+    try:
+        for threads, offset in ((1, 0), (2, 1), (5, 3)):
+            torch.set_num_threads(threads)
+            source = torch.randn(2**21 + 333)
+            source[::1000] = torch.nan
+            target = torch.zeros(2**21 + 333 + offset)[offset:]
+            small = torch.zeros(3)
+            cpu.restore(Operands([target, small], sources=[source, torch.ones(3)]))
+            assert torch.equal(target.view(torch.int32), source.view(torch.int32))
+            assert torch.equal(small, torch.ones(3))
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_kernel
 def test_a_move_keeps_the_version_counter_honest(kernel: ModuleType) -> None:
     """R9, invariant 7."""
     o = operands([(5,), (2, 2)])
-    for entry in (kernel.forecast, kernel.step):
+    moved = Settings(0.01, *BETAS, 1e-8, ahead=0.01)
+    back = Operands(o.params, sources=[p.clone() for p in o.params])
+    for entry in (
+        lambda: kernel.forecast(o, moved),
+        lambda: kernel.step(o, moved),
+        lambda: kernel.restore(back),
+    ):
         versions = [p._version for p in o.params]
-        entry(o, Settings(0.01, *BETAS, 1e-8, ahead=0.01))
+        entry()
         assert all(p._version > v for p, v in zip(o.params, versions, strict=True))
 
 

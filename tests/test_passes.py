@@ -220,6 +220,25 @@ def test_a_count_that_the_kernels_cannot_read_is_read_for_them() -> None:
             torch.testing.assert_close(p.detach(), e, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*too coarse:weightcast.PredictionWarning")
+def test_low_precision_weights_with_moments_in_float32_are_read_as_what_they_are() -> None:
+    model = holder([(60, 4), (5,)], torch.bfloat16)
+    optimizer = optimizer_of(model.parameters(), "AdamW")
+    prediction = weightcast.attach(model, optimizer)
+    set_gradients(model, 0)
+    optimizer.step()
+    for state in optimizer.state.values():
+        state |= {k: v.float() for k, v in state.items() if k != "step"}
+    theta = [p.detach().clone() for p in model.parameters()]
+    deltas = [delta for _, delta in prediction.displacements()]
+    prediction.predict()
+    for p, t, delta in zip(model.parameters(), theta, deltas, strict=True):
+        expected = (t.float() - 3 * delta).bfloat16()
+        torch.testing.assert_close(p.detach(), expected, rtol=2**-7, atol=1e-6)
+    prediction.restore()
+    assert same(theta, [p.detach() for p in model.parameters()])
+
+
 @pytest.mark.parametrize("size", [(5,), (300, 300)])
 def test_a_forecast_that_is_interrupted_leaves_the_true_weights(size, monkeypatch) -> None:
     model = holder([size, (4,)])

@@ -246,7 +246,7 @@ class AdamW(torch.optim.AdamW):
             for batch in self._batches(group, known, "move" if idle is None else "idle"):
                 o = batch.operands
                 if o.sources and _is_same(then, 0.0):
-                    torch._foreach_copy_(o.params, o.sources)
+                    batch.backend.restore(o)
                 else:
                     batch.backend.forecast(o, self._settings(group, back=now, ahead=then))
                 self._watch(batch)

@@ -55,6 +55,7 @@ class Batch:
     memory: dict[Tensor, Tensor] = field(default_factory=dict)  # what served as `saved` so far
     saved: list[Tensor] = field(default_factory=list)
     operands: Operands = field(default_factory=Operands)
+    back: Operands = field(default_factory=Operands)  # those of the way back
     scale: float | Tensor = 1.0  # observed: how many times what `saved` held they were moved
 
     def forecast(self, reach: float, decay: Any = 1.0) -> None:
@@ -91,7 +92,10 @@ class Batch:
 
     def restore(self) -> None:
         """Put θ back, bit for bit."""
-        torch._foreach_copy_(plain_all(self.params), plain_all(self.saved))
+        if self.way is Way.KERNELS:
+            self.kernels.restore(self.back)
+        else:
+            torch._foreach_copy_(plain_all(self.params), plain_all(self.saved))
 
     @property
     def is_observed(self) -> bool:
@@ -120,6 +124,7 @@ class Batch:
         if self.way is Way.KERNELS:
             sinks = plain_all(self.saved)
             self.operands = operands_of(self.params, self.states, self.group, sinks=sinks)
+            self.back = Operands(self.operands.params, sources=sinks)
 
     def _pieces(self) -> Iterator[tuple[StateView, list[Tensor], list[Tensor]]]:
         """What is computed at once: the state, the parameters, and where to keep them."""

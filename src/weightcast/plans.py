@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -94,7 +95,8 @@ def _sorted(
 ) -> Iterator[Batch]:
     together: dict[Any, list[Row]] = {}
     for p, state in rows:
-        kernels = fused_backend(p, state, group) if rule.formula is adam else None
+        is_theirs = rule.formula is adam and p.dtype is torch.float32
+        kernels = fused_backend(p, state, group) if is_theirs else None
         way = _way(p, state, group, rule) if kernels is None else Way.KERNELS
         key: tuple[Any, ...] = (way, kernels, p.device, p.dtype)
         if way in (Way.TILED, Way.SINGLE):

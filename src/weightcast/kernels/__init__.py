@@ -1,12 +1,13 @@
 """AdamW's step and the forecast along it, each in one pass over memory.
 
-Every back-end has the same two entry points, `step(operands, settings)` and
-`forecast(operands, settings)`; `eager` (plain PyTorch) is the oracle of the others:
+Every back-end has the same entry points, `step(operands, settings)`, `forecast(operands, settings)`
+and `restore(operands)`; `eager` (plain PyTorch) is the oracle of the others:
 
 | | reads | writes |
 |---|---|---|
 | `step` | θ, g, m, v, t | m, v, t, θ̂ to `params`, θ to `sinks` |
 | `forecast` | θ, m, v, t | θ̂ to `params`, θ to `sinks` |
+| `restore` | θ | θ to `params` |
 
 θ is read from `sources`, else from `params`; nothing is written to `sinks` if there are none.
 """

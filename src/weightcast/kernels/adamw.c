@@ -41,8 +41,10 @@ typedef struct {
     const Operand *operands;
     const Settings *settings;
     int64_t begin, end; /* of all elements, counted through */
-    int is_step, is_bfloat16, is_large;
+    int what, is_bfloat16, is_large;
 } Share;
+
+enum { FORECAST, STEP, RESTORE }; /* what a share does */
 
 INLINE float to_float(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
@@ -169,6 +171,19 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
     }
 }
 
+INLINE void restore(const Operand *o, int64_t begin, int64_t end, int is_streamed) {
+    const float *source = o->source;
+    float *params = o->param;
+    if (!is_streamed) {
+        memcpy(params + begin, source + begin, (size_t)(end - begin) * sizeof(float));
+        return;
+    }
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        prefetch(source + start + BLOCK);
+        stream(params + start, source + start, end - start < BLOCK ? end - start : BLOCK);
+    }
+}
+
 INLINE void run_step(const Operand *o, const Share *share, int64_t begin, int64_t end,
                      int is_amsgrad) {
     const Settings *s = share->settings;
@@ -200,7 +215,9 @@ EVERY_PROCESSOR void weightcast_run_share(const Share *share) {
         int64_t begin = share->begin > first ? share->begin - first : 0;
         int64_t end = share->end - first < o->size ? share->end - first : o->size;
         if (begin >= end) continue;
-        if (!share->is_step)
+        if (share->what == RESTORE)
+            restore(o, begin, end, share->is_large);
+        else if (share->what == FORECAST)
             run_forecast(o, share, begin, end);
         else if (o->v_max)
             run_step(o, share, begin, end, 1);
@@ -217,7 +234,7 @@ static void *run_thread(void *share) {
     return 0;
 }
 
-void weightcast_run(const Operand *operands, int64_t count, const Settings *settings, int is_step,
+void weightcast_run(const Operand *operands, int64_t count, const Settings *settings, int what,
                     int is_bfloat16, int threads) {
     Share shares[MAX_THREADS];
     pthread_t workers[MAX_THREADS];
@@ -225,14 +242,14 @@ void weightcast_run(const Operand *operands, int64_t count, const Settings *sett
     int64_t total = 0, begin = 0;
     for (int64_t k = 0; k < count; k++) {
         total += operands[k].size;
-        if (is_step) *operands[k].t += 1;
+        if (what == STEP) *operands[k].t += 1;
     }
     if (threads > total / SMALLEST_SHARE) threads = (int)(total / SMALLEST_SHARE);
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads < 1) threads = 1;
     for (int k = 0; k < threads; k++) {
         int64_t end = k == threads - 1 ? total : total * (k + 1) / threads / BLOCK * BLOCK;
-        shares[k] = (Share){operands, settings, begin, end, is_step, is_bfloat16,
+        shares[k] = (Share){operands, settings, begin, end, what, is_bfloat16,
                           total >= STREAM_FROM};
         begin = end;
         is_running[k] = k > 0 && !pthread_create(&workers[k], 0, run_thread, &shares[k]);

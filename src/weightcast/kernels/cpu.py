@@ -18,6 +18,8 @@ from weightcast.kernels import Operands, Settings, alike, increment_version, lik
 from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_FORECAST, _STEP, _RESTORE = range(3)  # as in adamw.c
+_NOTHING = Settings(0.0, 0.0, 0.0, 0.0)
 
 
 class _Settings(ctypes.Structure):
@@ -65,23 +67,31 @@ def step(o: Operands, s: Settings) -> None:
     """AdamW's update of θ, then the forecast along it."""
     if s.found_inf is not None and s.found_inf.item():
         # nothing is updated; from where θ is, only the forecast is made anew
-        _launch(o, replace(s, decay=1.0), is_step=False)
+        _launch(o, replace(s, decay=1.0), _FORECAST)
         return
     gradient = 1.0 if s.grad_scale is None else 1 / s.grad_scale.item()
-    _launch(o, s, is_step=True, gradient=-gradient if s.maximize else gradient)
+    _launch(o, s, _STEP, -gradient if s.maximize else gradient)
 
 
 def forecast(o: Operands, s: Settings) -> None:
     """θ̂ = decay·θ - ahead·Δ/γ, whether the parameters are at θ or at another θ̂."""
-    _launch(o, s, is_step=False)
+    _launch(o, s, _FORECAST)
 
 
-def _launch(o: Operands, s: Settings, is_step: bool, gradient: float = 1.0) -> None:
+def restore(o: Operands) -> None:
+    """θ from `sources` to `params`, bit for bit."""
+    if o.params[0].dtype is torch.float32:
+        _launch(o, _NOTHING, _RESTORE)
+    else:
+        torch._foreach_copy_(o.params, o.sources)
+
+
+def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
     if o.prepared is None:
         o.prepared = _prepare(o)
     operands, layouts = o.prepared
     grads = []
-    if is_step:
+    if what == _STEP:
         grads = [
             g if g.dtype is p.dtype and g.stride() == layout else like(g, p)
             for g, p, layout in zip(o.grads, o.params, layouts, strict=True)
@@ -93,14 +103,14 @@ def _launch(o: Operands, s: Settings, is_step: bool, gradient: float = 1.0) -> N
         s.beta1,
         s.beta2,
         s.eps,
-        1 - lr * s.weight_decay if is_step else float(s.decay),
+        1 - lr * s.weight_decay if what == _STEP else float(s.decay),
         float(s.back),
         float(s.ahead),
         gradient,
     )
     is_bfloat16 = o.params[0].dtype is torch.bfloat16
     threads = torch.get_num_threads()
-    _run(operands.buffer_info()[0], len(o.params), settings, is_step, is_bfloat16, threads)
+    _run(operands.buffer_info()[0], len(o.params), settings, what, is_bfloat16, threads)
     increment_version(o.params)
 
 

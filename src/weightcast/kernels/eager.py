@@ -70,6 +70,11 @@ def forecast(o: Operands, s: Settings) -> None:
     _walk(theta, o, s, -s.ahead, o.params)
 
 
+def restore(o: Operands) -> None:
+    """θ from `sources` to `params`, bit for bit."""
+    torch._foreach_copy_(o.params, o.sources)
+
+
 def _walk(
     theta: list[Tensor],
     o: Operands,

@@ -227,6 +227,11 @@ def forecast(o: Operands, s: Settings) -> None:
     _launch(o, s, is_step=False)
 
 
+def restore(o: Operands) -> None:
+    """θ from `sources` to `params`, bit for bit."""
+    torch._foreach_copy_(o.params, o.sources)
+
+
 def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """The table, the row of each block, and memory for the factors."""
     count, device, block = len(o.params), o.params[0].device, _BLOCK.value
