@@ -68,7 +68,7 @@ def test_the_library_can_be_read_in_ten_minutes() -> None:
     kernels = [*LIBRARY.glob("adamw*.py"), *(LIBRARY / "kernels").glob("*.py")]
     mechanism = set(LIBRARY.rglob("*.py")) - set(kernels)
     assert sum(map(code_lines, mechanism)) <= 1000
-    assert sum(map(code_lines, kernels)) <= 900
+    assert sum(map(code_lines, kernels)) <= 950
 
 
 def test_every_room_is_small() -> None:
