@@ -105,8 +105,8 @@ def own(holder: Holder, **options: Any) -> Step:
 
 
 def library(name: str, attribute: str) -> Any:
-    """An optimizer of another library, or None where it is not installed."""
-    return getattr(importlib.import_module(name), attribute) if available(name) else None
+    """An optimizer of another library."""
+    return getattr(importlib.import_module(name), attribute)
 
 
 def available(name: str) -> bool:

@@ -205,7 +205,7 @@ def nonzero(scale: float | Tensor) -> float | Tensor:
 
 def buffer_like(p: Tensor, buffer: Tensor | None) -> Tensor:
     """Memory of the parameter's size: the one offered, if it fits, or new."""
-    if buffer is not None and kind_of(buffer) == kind_of(p):
+    if buffer is not None and _kind(buffer) == _kind(p):
         return buffer
     return torch.empty_like(p)
 
@@ -216,6 +216,6 @@ def kept_memory(p: Tensor, memory: dict[Tensor, Tensor]) -> Tensor:
     return memory[p]
 
 
-def kind_of(tensor: Tensor) -> tuple[Any, ...]:
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
     """What two tensors must share to be copied element by element in the order of memory."""
     return tensor.device, tensor.dtype, tensor.shape, tensor.stride()

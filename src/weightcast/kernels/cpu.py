@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, increment_version, like
+from weightcast.kernels import Operands, Settings, alike, eager, increment_version, like
 from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -83,7 +83,7 @@ def restore(o: Operands) -> None:
     if o.params[0].dtype is torch.float32:
         _launch(o, _NOTHING, _RESTORE)
     else:
-        torch._foreach_copy_(o.params, o.sources)
+        eager.restore(o)
 
 
 def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:

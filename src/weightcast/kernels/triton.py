@@ -227,9 +227,7 @@ def forecast(o: Operands, s: Settings) -> None:
     _launch(o, s, is_step=False)
 
 
-def restore(o: Operands) -> None:
-    """θ from `sources` to `params`, bit for bit."""
-    torch._foreach_copy_(o.params, o.sources)
+restore = eager.restore
 
 
 def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
