@@ -1,7 +1,11 @@
+import itertools
 import math
 import multiprocessing
+import os
 import random
+import signal
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -311,12 +315,17 @@ def test_every_environment_of_a_run_is_kept(train_line, monkeypatch):
     assert first | {"torch": "elsewhere"} == second
 
 
-def train_digits(folder, began=None):
-    """In a process of its own: as a worker would."""
+def train_digits(folder, killed_at=None, seconds=0.0):
+    """In a process of its own, as a worker would; it may be killed so long after so many steps."""
     torch.set_num_threads(1)
-    settings = Settings("digits", DataSource(), 0.005, 32, 5, "cpu")
+    settings = Settings("digits", DataSource(), 0.005, 32, 8, "cpu")
     cell = Cell(Method("adamw", 3.0), 0)
-    on_step = (lambda *_: began.set()) if began else (lambda *_: None)
+    steps = itertools.count(1)
+
+    def on_step(*_):
+        if next(steps) == killed_at:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
     files = cell.files(folder, "configuration")
     train(cell, make_task("digits", DataSource()), settings, files, on_step, pytest.fail)
 
@@ -331,17 +340,15 @@ def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path)
     whole, part = (cell.files(tmp_path / name, "configuration") for name in ("undisturbed", "part"))
     dice, found = random.Random(7), []
     for _ in range(10):
-        began = processes.Event()
-        victim = processes.Process(target=train_digits, args=(tmp_path / "part", began))
+        moment = (dice.randint(1, 75), dice.uniform(0, 0.05))  # an epoch has 45 steps
+        victim = processes.Process(target=train_digits, args=(tmp_path / "part", *moment))
         victim.start()
-        assert began.wait(60)
-        time.sleep(dice.uniform(0, 0.4))
-        victim.kill()
         victim.join()
+        assert victim.exitcode == -signal.SIGKILL
         assert part.load_result(pytest.fail) is None, "it ended before it could be killed"
         checkpoint = part.load_checkpoint(torch.device("cpu"), pytest.fail)
         found.append(checkpoint["epoch"] if checkpoint else 0)
-        if found[-1] > 3:  # let it not come to its end before the tenth time
+        if found[-1] > 4:  # let it not come to its end before the tenth time
             part.folder.joinpath("checkpoint").unlink()
     assert len(set(found)) > 1
     last = processes.Process(target=train_digits, args=(tmp_path / "part",))
