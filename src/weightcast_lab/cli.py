@@ -491,6 +491,74 @@ def study(
 
 
 @app.command(
+    epilog="Example: `weightcast foresight --data FOLDER --out results/foresight` takes about half "
+    "an hour on two CPU cores."
+)
+def foresight(
+    context: typer.Context,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds 0 to N-1.", show_default="2")
+    ] = None,
+    device: Device = "auto",
+    data: Data = None,
+    download: Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
+            "go on, also on another machine.",
+            show_default="weightcast-runs/foresight",
+        ),
+    ] = None,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="Say which runs are left; compute them only if --minutes says for how long.",
+        ),
+    ] = False,
+    minutes: Minutes = None,
+    jobs: Jobs = None,
+    on: On = None,
+) -> None:
+    """Compare the optimizer's last step with what its next steps really do, on the study's tasks.
+
+    At the end: the direction, the best length and the error of a forecast by how far it looks
+    ahead, and how they change with β₁, learning rate and batch size, in tables and a figure.
+
+    Stop it whenever you like: the same command goes on where it was.
+    """
+    from weightcast_lab.comparison import finished_results, in_order, save_results
+    from weightcast_lab.foresight_study import contents_of, open_foresight
+    from weightcast_lab.progress import print_missing, print_warning
+    from weightcast_lab.tasks import DataSource
+
+    chosen_device = _device(device, on)
+    source = DataSource(data.resolve() if data else None, download=download)
+    folder = out or Path("weightcast-runs") / "foresight"
+    opened = open_foresight(source, chosen_device, folder, seeds)
+    order = in_order([experiment for _, experiment in opened])
+    if missing:
+        console = Console(stderr=True)
+        finished = finished_results(order, partial(print_warning, console))
+        print_missing(Console(), [job for job in order if job not in finished], len(order))
+        if minutes is None:
+            return
+    plan = f"Forecasts beside what came: {{}} on {chosen_device}"
+    done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
+    if done.results:
+        path = save_results(
+            folder,
+            "foresight",
+            contents_of(opened, done.results, done.failures),
+            title="How far the last step sees",
+            command=_command(context, "foresight"),
+        )
+        _show(path, folder)
+    done.exit()
+
+
+@app.command(
     epilog="Example: `weightcast doctor --data FOLDER` says whether the step is compiled, what a "
     "GPU would use, and whether the data are whole."
 )

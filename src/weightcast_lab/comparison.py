@@ -222,6 +222,7 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
         "gradient clipping": settings.clip_norm,
         "precision": settings.precision,
         "compiled": settings.compiled,
+        **({"horizons": list(settings.horizons)} if settings.horizons else {}),
     }
 
 

@@ -61,7 +61,7 @@ def draw(results: Results, rows: Sequence[Row], theme: Theme, columns: int) -> F
     """Four panels in one or two columns, with a common legend."""
     lines = 4 // columns
     size = (11.5, 8.2) if columns == 2 else (5.2, 16.5)
-    with matplotlib.rc_context(_settings(theme)):
+    with matplotlib.rc_context(figure_settings(theme)):
         layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08, hspace=0.04)
         figure = Figure(figsize=size, layout=layout)
         panels = list(figure.subplots(lines, columns).flat)
@@ -96,8 +96,8 @@ def draw_panels(
     by_epoch: bool = True,
 ) -> Figure:
     """Validation `column` against epochs, or else steps, one panel an experiment."""
-    figure, panels = _panels(len(experiments), columns, theme)
-    with matplotlib.rc_context(_settings(theme)):
+    figure, panels = panels_of(len(experiments), columns, theme)
+    with matplotlib.rc_context(figure_settings(theme)):
         for panel, experiment in zip(panels, experiments, strict=True):
             styles = _styles(experiment, theme)
             _draw_curves(panel, _Curves(experiment), styles, column, by_epoch=by_epoch)
@@ -111,7 +111,7 @@ def draw_panels(
             else:
                 panel.xaxis.set_major_locator(MaxNLocator(5))
                 _use_log_scale_if_wide(panel)
-        _add_legend(figure, panels, 3 * min(columns, len(experiments)))
+        add_legend(figure, panels, 3 * min(columns, len(experiments)))
     return figure
 
 
@@ -128,9 +128,9 @@ def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: in
         for answer in found
         for row in answer.rows
     ]
-    figure, panels = _panels(len(titles), columns, theme, 0.3 * len(rows) + 1.4)
+    figure, panels = panels_of(len(titles), columns, theme, 0.3 * len(rows) + 1.4)
     tones = {"better": theme.better, "worse": theme.worse, "": theme.soft}
-    with matplotlib.rc_context(_settings(theme)):
+    with matplotlib.rc_context(figure_settings(theme)):
         for panel, title in zip(panels, titles, strict=True):
             panel.set_title(title)
             panel.axvline(0, color=theme.ink, linewidth=1.2)
@@ -178,8 +178,8 @@ def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
             [(0.0, 0.0, 0.0), *(nothing if c is None else _in_percent(c) for c in changes)]
         )
 
-    figure, (panel,) = _panels(1, columns, theme, 4.6)
-    with matplotlib.rc_context(_settings(theme)):
+    figure, (panel,) = panels_of(1, columns, theme, 4.6)
+    with matplotlib.rc_context(figure_settings(theme)):
         panel.axhline(0, color=theme.ink, linewidth=1.0)
         colors = matplotlib.colormaps["tab10"]
         for number, workload in enumerate(workloads):
@@ -201,7 +201,7 @@ def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
             ylabel="final loss, % change to AdamW",
         )
         panel.set_xticks(steps, [f"{s:g}" for s in steps])
-        _add_legend(figure, [panel], 2)
+        add_legend(figure, [panel], 2)
     return figure
 
 
@@ -212,13 +212,13 @@ def _in_percent(change: Interval) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def _panels(
+def panels_of(
     count: int, columns: int, theme: Theme, height: float = 4.0
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels in so many columns at most."""
     width, columns = 5.6 * columns, min(columns, count)
     lines = -(-count // columns)
-    with matplotlib.rc_context(_settings(theme)):
+    with matplotlib.rc_context(figure_settings(theme)):
         layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08, hspace=0.04)
         figure = Figure(figsize=(width, height * lines + 0.5), layout=layout)
         panels = list(figure.subplots(lines, columns, squeeze=False).flat)
@@ -227,7 +227,7 @@ def _panels(
     return figure, panels[:count]
 
 
-def _add_legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+def add_legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
     """One for all panels, each label once."""
     handles: dict[str, Any] = {}
     for panel in panels:
@@ -423,7 +423,7 @@ def _styles(results: Results, theme: Theme) -> dict[str, Style]:
     return styles
 
 
-def _settings(theme: Theme) -> Any:
+def figure_settings(theme: Theme) -> Any:
     """Matplotlib's settings (which it types by their names): quiet axes, room to breathe."""
     return {
         "font.family": "sans-serif",

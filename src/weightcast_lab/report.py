@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from weightcast_lab import paper_tables, study_tables
+from weightcast_lab import foresight_report, paper_tables, study_tables
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.page import html_page, paper_page, study_figures, study_page
@@ -28,6 +28,11 @@ def is_study(experiments: Sequence[Results]) -> bool:
     return "workload" in experiments[0]
 
 
+def is_foresight(experiments: Sequence[Results]) -> bool:
+    """Whether these compare forecasts with what came."""
+    return "varied" in experiments[0]
+
+
 def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
     """Draw tables, pictures and a page into the folder.
 
@@ -36,6 +41,8 @@ def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
     """
     if is_reproduction(experiments):
         contents = _reproduction(experiments)
+    elif is_foresight(experiments):
+        contents = _foresight(experiments)
     elif is_study(experiments):
         contents = _study(experiments)
     else:
@@ -49,6 +56,8 @@ def terminal_report(experiments: Sequence[Results]) -> RenderableType:
     """What the command prints."""
     if is_reproduction(experiments):
         return paper_tables.terminal(experiments)
+    if is_foresight(experiments):
+        return foresight_report.terminal(experiments)
     if is_study(experiments):
         return study_tables.terminal(experiments)
     return comparison_in_terminal(summarize(experiments[0]))
@@ -58,6 +67,8 @@ def in_markdown(experiments: Sequence[Results], *, notes: bool) -> str:
     """The tables in Markdown, with what one must know to read them if wanted."""
     if is_reproduction(experiments):
         return paper_tables.markdown(experiments)
+    if is_foresight(experiments):
+        return foresight_report.markdown(experiments)
     if is_study(experiments):
         return study_tables.markdown(experiments)
     summary = summarize(experiments[0])
@@ -116,3 +127,11 @@ def _study(experiments: Sequence[Results]) -> dict[str, bytes]:
     for figure in study_figures(experiments):
         contents[f"{figure.key}.png"] = to_image(figure.draw(LIGHT, 2), "png")
     return contents
+
+
+def _foresight(experiments: Sequence[Results]) -> dict[str, bytes]:
+    drawn = foresight_report.draw(experiments, LIGHT, 2)
+    return {
+        "foresight.png": to_image(drawn, "png"),
+        "tables.md": foresight_report.markdown(experiments).encode(),
+    }

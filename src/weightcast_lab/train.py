@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from weightcast_lab.environment import environment, use_precision
+from weightcast_lab.foresight import Foresight
 from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
 from weightcast_lab.store import RunFiles, Warn
 from weightcast_lab.tasks import DataSource, Task, make_task
@@ -41,6 +42,7 @@ class Settings:
         clip_norm: Gradients are scaled down to this norm; None leaves them.
         precision: `fp32`; `tf32` (matrix products and convolutions on a GPU); `bf16` (autocast).
         compiled: Whether `torch.compile` compiles the model.
+        horizons: Forecasts so many steps ahead are compared with what came; see `foresight`.
     """
 
     task: str
@@ -55,6 +57,7 @@ class Settings:
     clip_norm: float | None = None
     precision: str = "fp32"
     compiled: bool = False
+    horizons: tuple[int, ...] = ()
 
     def make_task(self) -> Task:
         """The task, with its data loaded.
@@ -133,9 +136,9 @@ def train(
     Returns:
         The result, which is also saved: `method`, `seed`, `environments` (all on which parts of it
         were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
-        `train_loss`, `validation_loss`, `metric`, `seconds`), `test`, a hash of the final
-        `weights`, the method's `memory` and `package` (see `Method`), and `cpu_seconds` of this
-        process. None if it stopped before the end.
+        `train_loss`, `validation_loss`, `metric`, `seconds`, and `foresight` where the settings
+        ask for it), `test`, a hash of the final `weights`, the method's `memory` and `package` (see
+        `Method`), and `cpu_seconds` of this process. None if it stopped before the end.
 
     Raises:
         LabError: something cannot be written.
@@ -151,9 +154,10 @@ def train(
     milestones = settings.milestones if cell.method.is_scheduled else ()
     schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
     environments: list[dict[str, str]] = []
-    history: dict[str, list[Any]] = {
-        name: [] for name in ("step", "train_loss", "validation_loss", "metric", "seconds")
-    }
+    columns = ("step", "train_loss", "validation_loss", "metric", "seconds")
+    history: dict[str, list[Any]] = {name: [] for name in columns}
+    if settings.horizons:
+        history["foresight"] = []
     epoch = step = 0
     seconds = cpu_seconds = 0.0
     if (checkpoint := files.load_checkpoint(device, warn)) is not None:
@@ -169,19 +173,21 @@ def train(
         environments.append(here)
     started, cpu_started = time.perf_counter() - seconds, time.process_time() - cpu_seconds
 
-    def evaluate(train_loss: float | None) -> None:
+    def evaluate(train_loss: float | None, foresight: Foresight | None) -> None:
         if hasattr(optimizer, "eval"):  # its weights to evaluate are others than those to train
             optimizer.eval()
         with autocast():
             loss, metric = _evaluate(model, task)
         row = (step, train_loss, loss, metric, time.perf_counter() - started)
-        for name, value in zip(history, row, strict=True):
+        for name, value in zip(columns, row, strict=True):
             history[name].append(value)
+        if settings.horizons:
+            history["foresight"].append(foresight.result() if foresight else None)
 
     diverged_at = None
     try:
         if not history["step"]:
-            evaluate(train_loss=None)
+            evaluate(None, None)
         seconds = 0.0
         while epoch < settings.epochs:
             began = time.time()
@@ -191,6 +197,9 @@ def train(
             if hasattr(optimizer, "train"):
                 optimizer.train()
             batches = task.batches(settings.batch_size, batch_order(cell.seed, epoch))
+            foresight = None
+            if settings.horizons:
+                foresight = Foresight(model, optimizer, settings.horizons, len(batches))
             total, carried = 0.0, None
             for batch in batches:
                 with autocast():
@@ -199,9 +208,11 @@ def train(
                 loss.backward()
                 value = _checked_loss(model, loss, settings.clip_norm)
                 optimizer.step()
+                if foresight:
+                    foresight.after_step()
                 step, total = step + 1, total + value
                 on_step(step, settings.epochs * len(batches), value)
-            evaluate(train_loss=total / len(batches))
+            evaluate(total / len(batches), foresight)
             epoch += 1
             schedule.step()
             files.save_checkpoint(

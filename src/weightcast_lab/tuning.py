@@ -158,7 +158,7 @@ def open_study(
     if seeds is not None:
         design = replace(design, seeds=tuple(range(seeds)))
     workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
-    settings = {key: _settings(WORKLOADS[key], source, device) for key in workloads}
+    settings = {key: settings_of(WORKLOADS[key], source, device) for key in workloads}
     task_of = cache(lambda name, options, its_source: make_task(name, its_source, **dict(options)))
     tasks = {key: task_of(s.task, s.options, s.source) for key, s in settings.items()}
     open_folder(folder, {"kind": "study", **_searched(design)})
@@ -180,7 +180,8 @@ def _opened(
     return open_experiment(key, settings, (), seeds, folder, task, label)
 
 
-def _settings(workload: Workload, source: DataSource, device: str) -> Settings:
+def settings_of(workload: Workload, source: DataSource, device: str) -> Settings:
+    """How a workload is trained, for methods that have no learning rate of their own."""
     return Settings(
         task=workload.task,
         source=source if workload.task in NEEDS_DATA else DataSource(),
