@@ -205,6 +205,31 @@ def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
     return figure
 
 
+def draw_rates(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
+    """Final loss against the learning rate in the search: is a forecast but a larger step?"""
+    figure, panels = panels_of(len(experiments), columns, theme)
+    with matplotlib.rc_context(figure_settings(theme)):
+        for panel, experiment in zip(panels, experiments, strict=True):
+            styles = _styles(experiment, theme)
+            for method in experiment["methods"]:
+                points = [
+                    (entry["learning rate"], float(np.mean(entry["final loss"])))
+                    for entry in experiment["search"]["tried"]
+                    if entry["name"] == method["name"] and None not in entry["final loss"]
+                ]
+                if points:
+                    rates, losses = zip(*sorted(points), strict=True)
+                    panel.plot(rates, losses, label=method["label"], **styles[method["key"]])
+            panel.set(
+                title=experiment["workload"], xlabel="learning rate", ylabel="final validation loss"
+            )
+            panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            _use_log_scale_if_wide(panel)
+        add_legend(figure, panels, 3 * min(columns, len(experiments)))
+    return figure
+
+
 def _in_percent(change: Interval) -> tuple[float, float, float]:
     """Mean and ends of a change of a logarithm, in per cent."""
     width = change.half_width or 0.0

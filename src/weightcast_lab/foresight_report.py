@@ -158,7 +158,7 @@ def draw(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
         ):
             _draw_lines(panel, [(s.label, s) for s in plain], quantity, "tab10")
             panel.set(title=title, ylabel=_LABELS[quantity])
-        _draw_perfect(panels[1], plain[0].horizons, theme)
+        _draw_perfect(panels[1], plain[0].horizons, [DEFAULT_BETA1], theme)
         panels[2].axhline(1, color=theme.ink, linewidth=1.0, linestyle="--")
         _draw_training(panels[3], plain)
         for panel, (base, what) in zip(panels[4:], varied, strict=True):
@@ -169,7 +169,8 @@ def draw(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
             values = {s.experiment["value"]: s for s in others} | {_usual(usual, what): usual}
             lines = [(f"{_name(what)} {value:g}", values[value]) for value in sorted(values)]
             _draw_lines(panel, lines, "multiple", "viridis")
-            _draw_perfect(panel, usual.horizons, theme)
+            beta1s = sorted(values) if what == "beta1" else [_usual(usual, "beta1")]
+            _draw_perfect(panel, usual.horizons, beta1s, theme)
             panel.set(title=f"{usual.label}: {_name(what)}", ylabel=_LABELS["multiple"])
             panel.legend(fontsize=8.5)
         add_legend(figure, panels[:4], 3)
@@ -206,20 +207,17 @@ def _draw_lines(
     panel.set_xlabel("s, steps ahead")
 
 
-def _draw_perfect(panel: Axes, horizons: Sequence[int], theme: Theme) -> None:
-    """What a forecast of s updates, and a decaying one with β₁ = 0.9, would be right for."""
+def _draw_perfect(
+    panel: Axes, horizons: Sequence[int], beta1s: Sequence[float], theme: Theme
+) -> None:
+    """What forecasts of s updates, and decaying ones with these β₁, would be right for."""
     s = np.array(horizons, dtype=float)
-    beta1 = DEFAULT_BETA1
     top = panel.get_ylim()[1]
     panel.plot(s, s, color=theme.soft, linestyle="--", linewidth=1.2, label="s")
-    panel.plot(
-        s,
-        beta1 * (1 - beta1**s) / (1 - beta1),
-        color=theme.soft,
-        linestyle=":",
-        linewidth=1.4,
-        label="β₁ + … + β₁ˢ, β₁ = 0.9",
-    )
+    for beta1 in beta1s:
+        label = None if beta1 != DEFAULT_BETA1 or len(beta1s) > 1 else "β₁ + … + β₁ˢ"
+        reach = beta1 * (1 - beta1**s) / (1 - beta1)
+        panel.plot(s, reach, color=theme.soft, linestyle=":", linewidth=1.4, label=label)
     panel.set_ylim(top=min(max(1.25 * top, 2.0), 16.5))
 
 

@@ -24,6 +24,7 @@ from weightcast_lab.figures import (
     draw_ahead,
     draw_forest,
     draw_panels,
+    draw_rates,
     to_image,
 )
 from weightcast_lab.paper import comparisons, shown
@@ -203,6 +204,8 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         draw_curves = partial(draw_panels, with_curves, "validation_loss", by_epoch=False)
         title = "Validation loss against steps, each method at its own learning rate"
         figures.append(StudyFigure("curves", title, draw_curves))
+        title = "Final loss against the learning rate, in the search"
+        figures.append(StudyFigure("rates", title, partial(draw_rates, with_curves)))
     found = answers(experiments)
     if any(answer.question.key == "adamw" for answer in found):
         title = "Final loss against the steps predicted ahead"

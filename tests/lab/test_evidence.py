@@ -19,7 +19,7 @@ from weightcast_lab.evidence import (
     versus_plain,
     workload_rows,
 )
-from weightcast_lab.figures import DARK, LIGHT, to_image
+from weightcast_lab.figures import DARK, LIGHT, draw_rates, to_image
 from weightcast_lab.page import study_figures, study_page
 from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
 from weightcast_lab.study import METHODS, QUESTIONS, STUDIES
@@ -344,7 +344,7 @@ def test_all_files_of_a_report(core, tmp_path):
     variant = whole(BETTER, names=["adamw", "adamw-s3"], keys=["more"], variant_of="one")
     names = {path.name for path in write_report(core + variant, tmp_path)}
     assert names == {
-        *("report.html", "tables.md", "table.csv", "curves.png", "ahead.png"),
+        *("report.html", "tables.md", "table.csv", "curves.png", "rates.png", "ahead.png"),
         *(f"forest-{name}.png" for name in ("adamw", "nadamw", "plain", "variants")),
     }
     page = (tmp_path / "report.html").read_text()
@@ -375,3 +375,14 @@ def test_which_answers_go_into_which_picture():
     found = answers(whole(BETTER, names=names))
     assert all(isinstance(answer, Answer) for answer in found)
     assert [a.question.key for a in versus_plain(found)] == ["on-nadamw", "sgd"]
+
+
+def test_the_search_is_drawn_by_learning_rate_without_what_diverged():
+    (one,) = whole(BETTER, names=["adamw", "adamw-s3"], keys=["one"])
+    one["search"]["tried"] = [
+        {"name": "adamw", "learning rate": rate, "final loss": losses}
+        for rate, losses in ((0.1, [3.0, None]), (0.01, [1.0, 2.0]), (0.001, [2.0, 2.5]))
+    ]
+    (panel,) = draw_rates([one], LIGHT, 2).axes
+    (line,) = panel.lines
+    assert line.get_xydata().tolist() == [[0.001, 2.25], [0.01, 1.5]]

@@ -65,9 +65,7 @@ def test_a_turn_of_a_right_angle_has_no_cosine():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, SAMPLES, 500])
 def test_every_forecast_is_compared_within_its_epoch(steps):
-    found = watched(
-        lambda _, w: w.clone(), lambda p: torch.optim.SGD(p, lr=0.01), steps, (1, 3, 7)
-    )
+    found = watched(lambda _, w: w.clone(), lambda p: torch.optim.SGD(p, lr=0.01), steps, (1, 3, 7))
     period = max(1, steps // SAMPLES)
     for place, s in enumerate((1, 3, 7)):
         begun = [t for t in range(2, steps - s + 1) if t % period == 0]
