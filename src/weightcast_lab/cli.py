@@ -700,6 +700,10 @@ def report(
             show_default=False,
         ),
     ] = None,
+    brief: Annotated[
+        bool,
+        typer.Option("--brief", help="Of a study: one small table, for --markdown or --into."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the files.", show_default="beside the results"),
@@ -712,11 +716,11 @@ def report(
     path = results / "results.json" if results.is_dir() else results
     experiments = load_results(path)
     if markdown:
-        typer.echo(in_markdown(experiments, notes=False), nl=False)
+        typer.echo(in_markdown(experiments, notes=False, brief=brief), nl=False)
     elif latex:
         typer.echo(in_latex(experiments), nl=False)
     elif into:
-        insert(into, results.as_posix(), experiments)
+        insert(into, results.as_posix(), experiments, brief=brief)
     else:
         _show(path, out or path.parent)
 

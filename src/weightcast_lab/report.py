@@ -63,8 +63,16 @@ def terminal_report(experiments: Sequence[Results]) -> RenderableType:
     return comparison_in_terminal(summarize(experiments[0]))
 
 
-def in_markdown(experiments: Sequence[Results], *, notes: bool) -> str:
-    """The tables in Markdown, with what one must know to read them if wanted."""
+def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = False) -> str:
+    """The tables in Markdown, with what one must know to read them if wanted.
+
+    Raises:
+        LabError: one brief table is wanted of something else than a study.
+    """
+    if brief:
+        if not is_study(experiments):
+            raise LabError("--brief is for a study: all others are brief as they are.")
+        return study_tables.brief(experiments)
     if is_reproduction(experiments):
         return paper_tables.markdown(experiments)
     if is_foresight(experiments):
@@ -86,13 +94,15 @@ def in_latex(experiments: Sequence[Results]) -> str:
     return "\n".join(map(paper_tables.latex, comparisons(experiments)))
 
 
-def insert(document: Path, name: str, experiments: Sequence[Results]) -> None:
+def insert(
+    document: Path, name: str, experiments: Sequence[Results], *, brief: bool = False
+) -> None:
     """Fill the document's block of that name.
 
     Raises:
         LabError: the document cannot be read or written, or has no such block.
     """
-    fill_document(document, name, in_markdown(experiments, notes=True))
+    fill_document(document, name, in_markdown(experiments, notes=True, brief=brief))
 
 
 def _comparison(results: Results) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -19,6 +20,7 @@ from weightcast_lab.evidence import (
     Effect,
     WorkloadRow,
     answers,
+    asked,
     problem_of,
     recommendations,
     workload_rows,
@@ -224,6 +226,63 @@ def markdown(experiments: Sequence[Results]) -> str:
         ]
     parts += ["\n", *(f"- {note}\n" for note in notes_of(experiments))]
     return "".join(parts)
+
+
+BRIEF = ("adamw", "look-ahead", "control")
+"""The questions of the one table that says most."""
+
+
+def brief(experiments: Sequence[Results]) -> str:
+    """AdamW, its forecasts and NAdamW over all workloads, in one small Markdown table."""
+    found = asked(answers(experiments), *BRIEF)
+    rows = sorted((row for a in found for row in a.rows), key=lambda row: row.name != "nadamw")
+    workloads = [workload_rows(e) for e in experiments if not e["variant_of"]]
+    header = [
+        *("Method", "Final loss, change to AdamW in %", "Better / worse on"),
+        *("Steps to AdamW's final loss", "Cost of a step"),
+    ]
+    cells = []
+    for row in rows:
+        if all(effect.change is None for effect in row.effects):
+            continue
+        own = [one for rows in workloads for one in rows if one.label == row.label]
+        counts = [sum(e.verdict == v for e in row.effects) for v in ("better", "worse")]
+        text, costs = overall_text(row), [one.cost for one in own if one.cost is not None]
+        cells.append(
+            [
+                row.label,
+                f"**{text}**" if row.overall.verdict else text,
+                f"{counts[0]} / {counts[1]} of {len(row.effects)}",
+                median_text(middle([one.steps for one in own if one.steps is not None])),
+                NOTHING if not costs else number(statistics.median(costs), 2),
+            ]
+        )
+    seeds = min((len(e["seeds"]) for e in experiments), default=0)
+    names = "; ".join(e["workload"] for e in experiments if not e["variant_of"])
+    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
+    notes = [
+        f"Tasks: {names}. Each method at its own best learning rate, found on other seeds with the "
+        f"same search for all; then {seeds} fresh seeds, paired (same initial weights, same "
+        "batches).",
+        "Change of the final validation loss: mean over the tasks with its 95% interval; bold, and "
+        "better or worse on a task, where it holds at 5% after Holm's correction. Steps to AdamW's "
+        "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
+        f"Computed on {'; and on '.join(machines)}.",
+    ]
+    return markdown_rows(header, cells) + "\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
+    """The median of medians, with the lowest and the highest; never counts as highest."""
+    medians = sorted(math.inf if one.median is None else one.median for one in found)
+    if not medians:
+        return None
+
+    def reached(value: float) -> float | None:
+        return None if math.isinf(value) else value
+
+    centre = reached(statistics.median_high(medians))
+    return MedianInterval(centre, reached(medians[0]), reached(medians[-1]), 1.0)
 
 
 def csv_text(experiments: Sequence[Results]) -> str:

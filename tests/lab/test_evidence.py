@@ -22,11 +22,15 @@ from weightcast_lab.evidence import (
 from weightcast_lab.figures import DARK, LIGHT, draw_rates, to_image
 from weightcast_lab.page import study_figures, study_page
 from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
+from weightcast_lab.statistics import MedianInterval
 from weightcast_lab.study import METHODS, QUESTIONS, STUDIES
 from weightcast_lab.study_tables import (
+    brief,
     change_text,
     csv_text,
     markdown,
+    median_text,
+    middle,
     notes_of,
     overall_text,
     verdicts,
@@ -386,3 +390,44 @@ def test_the_search_is_drawn_by_learning_rate_without_what_diverged():
     (panel,) = draw_rates([one], LIGHT, 2).axes
     (line,) = panel.lines
     assert line.get_xydata().tolist() == [[0.001, 2.25], [0.01, 1.5]]
+
+
+def test_the_brief_table_has_the_means_counts_and_the_median_task():
+    experiments = whole(BETTER)
+    text = brief(experiments)
+    answer = answer_to(experiments, "adamw")
+    row = row_of(answer, "adamw-s3")
+    assert row.overall.verdict == "better"
+    better = sum(effect.verdict == "better" for effect in row.effects)
+    (line,) = [line for line in text.splitlines() if line.startswith("| AdamW s=3 |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == f"**{overall_text(row)}**"
+    assert cells[2] == f"{better} / 0 of 3"
+    own = [r for e in experiments for r in workload_rows(e) if r.label == "AdamW s=3"]
+    medians = sorted(r.steps.median for r in own)
+    assert cells[3] == median_text(MedianInterval(medians[1], medians[0], medians[2], 1.0))
+    assert cells[4] == "1.00"
+    assert text.index("| NAdamW |") < text.index("| AdamW s=")
+    assert "5 fresh seeds" in text
+    assert "A <CPU>" in text
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"),
+    [
+        ([0.5], (0.5, 0.5, 0.5)),
+        ([0.7, None, 0.5], (0.7, 0.5, None)),
+        ([None, None, 0.5], (None, 0.5, None)),
+        ([0.5, 0.9, 0.7, None], (0.9, 0.5, None)),
+    ],
+)
+def test_the_median_task_counts_never_as_the_latest(medians, expected):
+    found = middle([MedianInterval(m, m, m, 1.0) for m in medians])
+    assert (found.median, found.low, found.high) == expected
+    assert middle([]) is None
+
+
+def test_brief_is_of_a_study(core):
+    assert in_markdown(core, notes=True, brief=True) == brief(core)
+    with pytest.raises(LabError, match="--brief is for a study"):
+        in_markdown([{"network": "vgg11"}], notes=True, brief=True)
