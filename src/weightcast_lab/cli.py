@@ -27,10 +27,12 @@ PIPE_WIDTH = 160
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Measure what forecasting the weights does for an optimizer.",
+    epilog="Exit codes: 0, done, or stopped in time by --minutes; 1, some runs failed, or doctor "
+    "found something; 2, a mistake in the command, its data or its folder; 130, interrupted. "
+    "Results go to stdout, all else to stderr; NO_COLOR=1 takes the colors away.",
 )
 
 
@@ -85,6 +87,12 @@ Jobs = Annotated[
         min=1,
         help="Runs at a time, each with one CPU thread; numbers do not depend on it.",
         show_default="one per CPU core; one on a GPU; all of a cluster",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print results.json, all numbers of all runs, instead of the tables."
     ),
 ]
 On = Annotated[
@@ -211,6 +219,7 @@ def compare(
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
+    as_json: Json = False,
 ) -> None:
     """Train the same model with an optimizer, plain and predicted, over several seeds.
 
@@ -276,7 +285,7 @@ def compare(
             title=the_task.title,
             command=_command(context, "compare"),
         )
-        _show(path, folder)
+        _show(path, folder, as_json)
     done.exit()
 
 
@@ -339,6 +348,7 @@ def reproduce(
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
+    as_json: Json = False,
 ) -> None:
     """Reproduce the paper: six networks, AdamW and its forecasts, and NAdamW beside them.
 
@@ -386,7 +396,7 @@ def reproduce(
             preset=preset,
             command=_command(context, "reproduce"),
         )
-        _show(path, folder)
+        _show(path, folder, as_json)
     done.exit()
 
 
@@ -435,6 +445,7 @@ def study(
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
+    as_json: Json = False,
 ) -> None:
     """Measure where forecasting helps: each method at its own best learning rate, on fresh seeds.
 
@@ -486,7 +497,7 @@ def study(
             names=chosen,
             command=_command(context, "study"),
         )
-        _show(path, folder)
+        _show(path, folder, as_json)
     _Done(results, failures, runs).exit()
 
 
@@ -661,7 +672,7 @@ def _compute(
     return _Done(results, failures, len(order))
 
 
-_PATHS_AND_SPEED = ("data", "out", "jobs", "minutes", "missing", "on")
+_PATHS_AND_SPEED = ("data", "out", "jobs", "minutes", "missing", "on", "as_json")
 
 
 def _command(context: typer.Context, name: str) -> str:
@@ -692,6 +703,9 @@ def report(
     latex: Annotated[
         bool, typer.Option("--latex", help="Print a reproduction's tables in LaTeX, nothing else.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results.json and nothing else.")
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -719,21 +733,27 @@ def report(
         typer.echo(in_markdown(experiments, notes=False, brief=brief), nl=False)
     elif latex:
         typer.echo(in_latex(experiments), nl=False)
+    elif as_json:
+        typer.echo(path.read_text("utf-8"), nl=False)
     elif into:
         insert(into, results.as_posix(), experiments, brief=brief)
     else:
-        _show(path, out or path.parent)
+        _show(path, out or path.parent, as_json)
 
 
-def _show(path: Path, folder: Path) -> None:
-    """Print the table of a results file; draw everything else into the folder."""
+def _show(path: Path, folder: Path, as_json: bool) -> None:
+    """Draw everything into the folder, and print the tables of a results file, or the file."""
     from weightcast_lab.report import terminal_report, write_report
     from weightcast_lab.results import load_results
 
     experiments = load_results(path)
+    files = write_report(experiments, folder)
+    if as_json:
+        typer.echo(path.read_text("utf-8"), nl=False)
+        return
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(terminal_report(experiments))
-    for file in write_report(experiments, folder):
+    for file in files:
         console.print(escape(str(file)), style="dim", soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ def device_named(name: str, *, is_here: bool = True) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
-        raise LabError(f"There is no device {name!r}: choose one of auto, cpu, cuda.")
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and is_here and not torch.cuda.is_available():
         raise LabError("No CUDA device is available here: use --device cpu.")
     return name

@@ -1,4 +1,4 @@
-"""How the runs are getting on: live bars in a terminal, one line per run elsewhere."""
+"""How the runs are getting on: live bars in a terminal, at most nine lines elsewhere."""
 
 from __future__ import annotations
 
@@ -53,8 +53,19 @@ def print_phases(console: Console, counts: Sequence[tuple[str, int, int]]) -> No
     console.print(f"{left} runs are missing." if left else "All runs are finished.")
 
 
+LINES = 10
+"""Without bars there is a line whenever one more of so many parts of the work is done."""
+
+SECONDS_TO_JUDGE_BY = 600.0
+"""The time that is left is told from the speed of so many last seconds."""
+
+
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """A `runner.Watcher` that draws on the console and collects the results."""
+    """A `runner.Watcher` that shows on the console how it goes, and collects the results.
+
+    In a terminal: bars. In a pipe or a log: a line at each tenth of the work. Everywhere: a line
+    for each divergence, failure, pause and warning.
+    """
 
     def __init__(self, console: Console, runs: int, *, live: bool) -> None:
         """`runs` is how many will be run; bars only if `live`."""
@@ -70,10 +81,12 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             console=console,
             disable=not live,
             transient=True,
+            speed_estimate_period=SECONDS_TO_JUDGE_BY,
         )
         self._bars: dict[Job, TaskID] = {}
         self._shares: dict[Job, float] = {}  # of each run, done: the overall bar moves with them
-        self._overall = self._progress.add_task("[bold]all runs", total=runs, note="")
+        self._overall = self._progress.add_task("[bold]all runs", total=runs, note="runs")
+        self._told: int | None = None  # how many parts of the work were done at the last line
 
     def __enter__(self) -> Self:
         """Show the bars."""
@@ -95,40 +108,58 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """Move the run's bar and the overall one."""
-        self._shares[job] = step / steps
         bar = self._bars[job]
         self._progress.update(bar, completed=step, total=steps, note=f"loss {loss:.4f}")
-        self._progress.update(
-            self._overall,
-            completed=round(sum(self._shares.values()), 2),
-            note="runs",
-        )
+        self._advance(job, step / steps)
 
     def on_finish(self, job: Job, result: dict[str, Any]) -> None:
-        """Keep the result; without bars, say so."""
+        """Keep the result; say so if it diverged."""
         self.results[job] = result
-        history, diverged_at = result["history"], result["diverged_at"]
-        if diverged_at is not None:
-            self._end(job, f"[yellow]diverged at step {diverged_at}[/]", tell=True)
-        else:
-            loss, seconds = history["validation_loss"][-1], history["seconds"][-1]
-            self._end(job, f"validation loss {loss:.4f}, {seconds:.1f} s", tell=not self._live)
+        at = result["diverged_at"]
+        self._end(job, "" if at is None else f"[yellow]diverged at step {at}[/]")
 
     def on_pause(self, job: Job) -> None:
         """Say where it stopped."""
-        self._end(job, "time is up; it goes on from its last checkpoint", tell=True)
+        self._end(job, "time is up; it goes on from its last checkpoint")
 
     def on_failure(self, job: Job, reason: str) -> None:
         """Say which run failed and why."""
-        self._end(job, f"[red]failed:[/] {escape(reason)}", tell=True)
+        self._end(job, f"[red]failed:[/] {escape(reason)}")
 
     def on_warning(self, message: str) -> None:
         """Print it above the bars."""
         print_warning(self._console, message)
 
-    def _end(self, job: Job, what: str, *, tell: bool) -> None:
+    def _end(self, job: Job, what: str) -> None:
         self._progress.remove_task(self._bars.pop(job))
         self._ended += 1
-        if tell:
+        if what:
             count = escape(f"[{self._ended}/{self._runs}]")
             self._console.print(f"{count} {escape(job.label)}: {what}", soft_wrap=True)
+        self._advance(job, 1.0)
+
+    def _advance(self, job: Job, share: float) -> None:
+        self._shares[job] = share
+        done = round(sum(self._shares.values()), 2)
+        self._progress.update(self._overall, completed=done)
+        parts = int(done * LINES / self._runs)
+        if self._told is None:  # what was done before, according to checkpoints, is no news
+            self._told = parts
+        if not self._live and self._told < parts < LINES:
+            self._told = parts
+            left = self._progress.tasks[self._overall].time_remaining
+            wait = "" if left is None else f", {duration(left)} left"
+            self._console.print(
+                f"{parts * 100 // LINES}%: {self._ended} of {self._runs} runs finished{wait}",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+
+def duration(seconds: float) -> str:
+    """A rough time for people: `some seconds`, `about 5 minutes`, `about 3.5 hours`."""
+    if seconds < 45:
+        return "some seconds"
+    if (minutes := round(seconds / 60)) < 90:
+        return f"about {minutes} minute{'' if minutes == 1 else 's'}"
+    return f"about {seconds / 3600:.1f} hours"

@@ -27,7 +27,10 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     assert first.code == 0, first.err
     assert "AdamW s=1" in first.out
     assert "\x1b" not in first.out + first.err
-    assert first.err.count("validation loss") == 4  # one line per finished run, no bars
+    lines = first.err.splitlines()
+    assert lines[0].startswith("Handwritten digits, small CNN: 4 runs")
+    assert 2 <= len(lines) <= 10  # no bars, and not a line per run either
+    assert all("runs finished" in line for line in lines[1:])
     written = {path.name for path in out.iterdir()}
     assert written == {
         *("config.json", "results.json", "runs"),
@@ -48,7 +51,8 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     )
     assert more.code == 0
     assert "runs/adamw/seed-1/result.json is damaged" in more.err
-    assert more.err.count(": validation loss") == 3
+    assert "6 runs of 1 epoch" in more.err
+    assert "3 finished already" in more.err
     after = result_files(out)
     assert after.keys() - before.keys() == {f"runs/adamw-s2.5/seed-{n}/result.json" for n in (0, 1)}
     for name in before:
@@ -64,6 +68,14 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     assert redrawn.code == 0
     for name in ("report.html", "curves.png", "table.md", "table.csv"):
         assert (tmp_path / "redrawn" / name).read_bytes() == (out / name).read_bytes()
+
+    # machines get that file itself
+    content = (out / "results.json").read_text()
+    assert weightcast("report", out, "--json").out == content
+    printed = weightcast(*SMALL[:5], "--seeds", 2, "--steps", "1,2.5", *SMALL[-2:], "--out", out,
+                         "--json")  # fmt: skip
+    assert printed.out == content
+    assert "--json" not in json.loads(content)["command"]
 
     # another configuration is refused, and nothing is lost
     refused = weightcast(*SMALL, "--out", out, "--lr", 0.01)
@@ -199,6 +211,8 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
         (("--lr", "nan"), "--lr nan is not possible"),
         (("--lr", "inf"), "--lr inf is not possible"),
         (("--device", "tpu"), "choose one of auto, cpu, cuda"),
+        (("--device", "cdua"), "did you mean 'cuda'?"),
+        (("--sed", "3"), "--seeds"),
         (("--seeds", "0"), "--seeds"),
         (("--epochs", "0"), "--epochs"),
         (("--jobs", "0"), "--jobs"),
@@ -247,3 +261,18 @@ def test_help_names_every_optimizer(weightcast, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     words = weightcast("compare", "--help").out
     assert all(name in words for name in OPTIMIZERS)
+
+
+def test_help_says_what_exit_codes_mean_and_how_shells_complete(weightcast, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = weightcast("--help").out
+    assert "130, interrupted" in words
+    assert "--install-completion" in words
+
+
+@pytest.mark.parametrize(("setting", "colored"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_no_color_is_honoured(weightcast, monkeypatch, setting, colored):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in ({"FORCE_COLOR": "1", "TERM": "xterm-256color"} | setting).items():
+        monkeypatch.setenv(name, value)
+    assert ("\x1b[31m" in weightcast("compare", "--task", "digit").err) == colored
