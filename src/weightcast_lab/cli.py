@@ -117,7 +117,7 @@ def compare(
             help="What to train: digits (images, a small CNN), text (Python's documentation, "
             "character by character, an LSTM), ptb (Penn Treebank, word by word, an LSTM; "
             "needs --data), cifar10 (images, a ResNet-34 unless --set network=...; needs --data "
-            "or --download)."
+            "or --download); or one of your own, path/to/file.py:name."
         ),
     ] = "digits",
     optimizer: Annotated[
@@ -126,7 +126,8 @@ def compare(
             help="Run plain and with each of --steps; may be repeated. The first, plain, is what "
             "all others are compared with. One of adamw, nadamw, adam, radam, sgd, nesterov, "
             "rmsprop, adagrad, lion, muon, muon_nesterov, schedule_free, lookahead; the last five "
-            "need weightcast[study], the last two are baselines only."
+            "need weightcast[study], the last two are baselines only. Or one of your own, "
+            "path/to/file.py:name, made as name(parameters, lr=...)."
         ),
     ] = ["adamw"],  # noqa: B006 - typer reads the default
     baseline: Annotated[
@@ -241,10 +242,16 @@ def compare(
     )
     from weightcast_lab.environment import check_precision
     from weightcast_lab.optimizers import Hyperparameters, check_learning_rate
+    from weightcast_lab.own import name_in, resolved
     from weightcast_lab.tasks import DataSource, make_task, parse_options
     from weightcast_lab.train import Settings
 
-    methods = methods_to_compare(optimizer, baseline, parse_numbers(steps, "--steps"))
+    task = resolved(task)
+    methods = methods_to_compare(
+        list(map(resolved, optimizer)),
+        list(map(resolved, baseline)),
+        parse_numbers(steps, "--steps"),
+    )
     rate, methods = with_learning_rates(methods, lr)
     if rate is not None:
         check_learning_rate(rate)
@@ -268,9 +275,9 @@ def compare(
         precision=precision,
         compiled=compiled,
     )
-    folder = out or Path("weightcast-runs") / task
+    folder = out or Path("weightcast-runs") / name_in(task)
     experiment = open_experiment(
-        task, settings, methods, range(seeds or preset.seeds), folder, the_task
+        name_in(task), settings, methods, range(seeds or preset.seeds), folder, the_task
     )
     plan = (
         f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
@@ -531,6 +538,7 @@ def foresight(
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
+    as_json: Json = False,
 ) -> None:
     """Compare the optimizer's last step with what its next steps really do, on the study's tasks.
 
@@ -565,7 +573,7 @@ def foresight(
             title="How far the last step sees",
             command=_command(context, "foresight"),
         )
-        _show(path, folder)
+        _show(path, folder, as_json)
     done.exit()
 
 

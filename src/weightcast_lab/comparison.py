@@ -12,6 +12,7 @@ import torch
 
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.optimizers import Method
+from weightcast_lab.own import name_in
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import FORMAT, Warn, digest_of, open_folder, to_json, write_atomically
 from weightcast_lab.tasks import Task
@@ -178,7 +179,7 @@ def content_of(
             {
                 "key": m.key,
                 "label": m.label,
-                "optimizer": m.optimizer,
+                "optimizer": name_in(m.optimizer),
                 "steps": str(m.steps) if m.steps == math.inf else m.steps,  # JSON has no infinity
                 "learning rate": m.learning_rate or experiment.settings.learning_rate,
             }
@@ -209,7 +210,7 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     """Everything that numbers depend on, except method, seed and machine."""
     hyperparameters = settings.hyperparameters
     return {
-        "task": settings.task,
+        "task": name_in(settings.task),
         **task.facts,
         "parameters": sum(p.numel() for p in task.build_model().parameters()),
         "learning rate": settings.learning_rate,

@@ -18,6 +18,7 @@ import weightcast
 from weightcast.rules import OBSERVED
 from weightcast_lab.environment import installed_version
 from weightcast_lab.errors import LabError, unknown_name
+from weightcast_lab.own import is_own, load, name_in
 
 
 def _other(package: str, name: str) -> Any:
@@ -144,6 +145,19 @@ WITHOUT_SCHEDULE = ("schedule_free",)
 """They replace the learning rate's schedule: it stays constant."""
 
 
+def _known(optimizer: str) -> tuple[str, Callable[..., Optimizer]]:
+    """Label and constructor of an optimizer by its name, or by `path/to/file.py:name`.
+
+    Raises:
+        LabError: there is no such optimizer.
+    """
+    if is_own(optimizer):
+        return name_in(optimizer), load(optimizer, "optimizer")
+    if optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+    return OPTIMIZERS[optimizer]
+
+
 @dataclass(frozen=True)
 class Hyperparameters:
     """For every optimizer that takes them; None leaves the optimizer's default.
@@ -193,8 +207,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        _known(self.optimizer)
         if self.steps is not None:
             if self.optimizer in PLAIN_ONLY:
                 raise LabError(
@@ -211,9 +224,10 @@ class Method:
     @property
     def name(self) -> str:
         """What it is, whatever its learning rate: `adamw`, `adamw-s3`, `adamw-sinf-decaying`."""
+        name = name_in(self.optimizer)
         if self.steps is None:
-            return self.optimizer
-        return f"{self.optimizer}-s{self.steps:g}" + ("-decaying" if self.decaying else "")
+            return name
+        return f"{name}-s{self.steps:g}" + ("-decaying" if self.decaying else "")
 
     @property
     def key(self) -> str:
@@ -224,7 +238,7 @@ class Method:
     @property
     def label(self) -> str:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
-        label = OPTIMIZERS[self.optimizer][0]
+        label, _ = _known(self.optimizer)
         if self.steps is not None:
             steps = "∞" if math.isinf(self.steps) else f"{self.steps:g}".replace("-", "−")
             label += f" s={steps}" + (" decaying" if self.decaying else "")
@@ -251,7 +265,7 @@ class Method:
 
         `learning_rate` is for those that have none of their own.
         """
-        constructor = OPTIMIZERS[self.optimizer][1]
+        _, constructor = _known(self.optimizer)
         lr = learning_rate if self.learning_rate is None else self.learning_rate
         optimizer = constructor(model.parameters(), lr=lr, **hyperparameters.taken_by(constructor))
         if self.steps is not None:

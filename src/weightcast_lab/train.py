@@ -30,7 +30,7 @@ class Settings:
     """What all runs of a comparison have in common.
 
     Attributes:
-        task: A key of `tasks.TASKS`.
+        task: A key of `tasks.TASKS`, or `path/to/file.py:name`.
         source: Where its data are.
         learning_rate: Of the methods that have none of their own.
         batch_size: Examples, or streams of text, per step.

@@ -1,7 +1,9 @@
 """What is trained on what, and how it is judged.
 
-A new task is a subclass of `Task` in a module of its own, a function that makes it, and one line in
-`TASKS`. Everything else (the loop, seeds, checkpoints, statistics, reports) works by itself.
+A new task is a subclass of `Task` and a function that makes it from a `DataSource` (or the class
+itself, if its constructor takes one): in a file of the user's own, `--task path/to/file.py:name`,
+or in a module here with one line in `TASKS`. Everything else (the loop, seeds, checkpoints,
+statistics, reports) works by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError, unknown_name
+from weightcast_lab.own import is_own, load
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ TASKS = {
 
 
 def _maker(name: str) -> Callable[..., Task]:
+    if is_own(name):
+        return load(name, "task")
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     module, _, function = TASKS[name].partition(":")
@@ -120,14 +125,19 @@ def make_task(name: str, source: DataSource, **options: Any) -> Task:
     """The task of that name, with its data loaded.
 
     Args:
-        name: A key of `TASKS`.
+        name: A key of `TASKS`, or `path/to/file.py:name` of one of the user's own.
         source: Where the data are.
         options: Further arguments of the task's function.
 
     Raises:
         LabError: there is no such task, or its data or an option cannot be used.
     """
-    return _maker(name)(source, **options)
+    task = _maker(name)(source, **options)
+    missing = [each for each in inspect.get_annotations(Task) if not hasattr(task, each)]
+    if not isinstance(task, Task) or missing:
+        lacks = f"lacks {', '.join(missing)}" if isinstance(task, Task) else "makes no Task"
+        raise LabError(f"{name} {lacks}: see weightcast_lab.tasks.Task.")
+    return task
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""A task or an optimizer of the user's own: `path/to/file.py:name`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from weightcast_lab.errors import LabError, unknown_name
+
+
+def is_own(reference: str) -> bool:
+    """Whether it is the user's own, or a name that the laboratory knows."""
+    return ":" in reference
+
+
+def name_in(reference: str) -> str:
+    """The name alone."""
+    return reference.rpartition(":")[2]
+
+
+def resolved(reference: str) -> str:
+    """With an absolute path, so that it means the same in another process."""
+    path, colon, name = reference.rpartition(":")
+    return f"{Path(path).resolve()}:{name}" if colon else reference
+
+
+def load(reference: str, kind: str) -> Callable[..., Any]:
+    """The class or function that a reference names.
+
+    Raises:
+        LabError: there is no such file or no such name in it, or the file cannot be run.
+    """
+    path, _, name = reference.rpartition(":")
+    module = _module(Path(path))
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(found):
+        own = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise unknown_name(f"{kind} in {path}", name, own)
+    return found
+
+
+@cache
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise LabError(f"{path} does not exist: name one of yours as path/to/file.py:name.")
+    name = f"weightcast_lab.own.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LabError(f"{path} is no Python file: name one of yours as path/to/file.py:name.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise LabError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,83 @@
+"""Tasks and optimizers of the user's own: `path/to/file.py:name`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightcast_lab.errors import LabError
+from weightcast_lab.optimizers import Method
+from weightcast_lab.own import resolved
+from weightcast_lab.tasks import DataSource, make_task, parse_options
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SPIRALS, LION = f"{EXAMPLES}/own_task.py:Spirals", f"{EXAMPLES}/own_optimizer.py:Lion"
+
+
+def test_a_task_and_an_optimizer_of_ones_own_are_compared(weightcast, tmp_path, monkeypatch):
+    """In worker processes, from paths relative to where the command was typed."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    words = ["--task", "examples/own_task.py:Spirals", "--set", "turns=1"]
+    words += ["--optimizer", "examples/own_optimizer.py:Lion", "--baseline", "none", "--steps", 1]
+    words += ["--lr", 0.001, "--lr", "Lion-s1=0.002", "--seeds", 1, "--epochs", 2, "--jobs", 1]
+    done = weightcast("compare", *words, "--out", tmp_path)
+    assert done.code == 0, done.err
+    assert "Two spirals" in done.out
+    assert "Lion s=1, lr 0.002" in done.out
+    (experiment,) = json.loads((tmp_path / "results.json").read_text())["experiments"]
+    assert experiment["configuration"]["task"] == experiment["key"] == "Spirals"
+    assert [m["optimizer"] for m in experiment["methods"]] == ["Lion", "Lion"]
+    assert str(EXAMPLES.parent) not in (tmp_path / "results.json").read_text()
+    assert (tmp_path / "runs" / "Lion-s1-lr0.002" / "seed-0" / "result.json").exists()
+
+
+def test_its_options_are_those_of_its_function():
+    assert parse_options(SPIRALS, ["turns=3"]) == {"turns": 3.0}
+    assert make_task(SPIRALS, DataSource(), turns=3.0).facts["turns"] == 3.0
+    with pytest.raises(LabError, match="did you mean 'turns'"):
+        parse_options(SPIRALS, ["turn=3"])
+
+
+def test_the_optimizer_is_the_one_in_the_file():
+    model = torch.nn.Linear(2, 1)
+    optimizer = Method(LION, 2.0).attach(model, 0.25)
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, before - 0.25)
+    model(torch.ones(1, 2))
+    assert torch.equal(model.weight, before - 3 * 0.25)  # two further steps of its rule
+
+
+def test_names_of_the_laboratory_stay_as_they_are():
+    assert resolved("digits") == "digits"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "sentence"),
+    [
+        (None, "Mine", "does not exist"),
+        ("class Mine: pass", "Mine", "makes no Task"),
+        ("class Mine: pass", "Nine", "did you mean 'Mine'"),
+        ("import nothing_like_it", "Mine", "cannot be loaded: ModuleNotFoundError"),
+        (
+            "from weightcast_lab.tasks import Task\nclass Mine(Task):\n"
+            + "".join(
+                f" def {method}(self): ...\n"
+                for method in ("build_model", "to", "batches", "loss", "evaluate")
+            )
+            + " title = 'Mine'\n def __init__(self, source): ...",
+            "Mine",
+            "lacks metric, preset, facts",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(weightcast, tmp_path, content, name, sentence):
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content.replace("class Mine: pass", "def Mine(source): return 1"))
+    outcome = weightcast("compare", "--task", f"{file}:{name}", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert sentence in " ".join(outcome.err.split())
+    assert not (tmp_path / "out").exists()
