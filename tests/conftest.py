@@ -10,6 +10,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="write the compatibility matrix to this JSON file")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "cell(framework, feature, support='attach'): one cell of the compatibility matrix; support "
+        "says what it takes, or 'refused', whose sentence the test gives with record_property",
+    )
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

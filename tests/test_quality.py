@@ -1,4 +1,4 @@
-"""The house rules, held by tools: lint, format, types, doctests, the README's own code."""
+"""The house rules, held by tools: lint, format, types, doctests, generated pages."""
 
 import ast
 import doctest
@@ -106,13 +106,6 @@ def test_importing_is_cheap() -> None:
     """torch._dynamo takes over a second to import: not before an optimizer needs it anyway."""
     code = "import sys, weightcast; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-)
-def test_code_in_the_readme_runs(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize(

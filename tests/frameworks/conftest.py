@@ -14,14 +14,6 @@ PACKAGES = ["torch", "lightning", "transformers", "accelerate", "timm", "pytorch
             "schedulefree", "safetensors", "bitsandbytes"]  # fmt: skip
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers",
-        "cell(framework, feature, support='attach'): one cell of the compatibility matrix; support "
-        "says what it takes, or 'refused', whose sentence the test gives with record_property",
-    )
-
-
 @pytest.fixture(autouse=True)
 def _record_cells(request: pytest.FixtureRequest, record_property) -> None:
     for mark in request.node.iter_markers("cell"):
