@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "README.md",
 ]
 DRAWINGS = ROOT / "docs" / "drawings"
 FRAMEWORKS = ("lightning", "accelerate", "transformers")
