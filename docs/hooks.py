@@ -39,10 +39,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Formulas as MathML."""
     return re.sub(
-        r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
-        lambda found: convert(
-            html.unescape(found[2]), display="block" if found[1] == "div" else "inline"
-        ),
-        content,
-        flags=re.S,
+        r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _formula, content, flags=re.S
+    )
+
+
+def _formula(found: re.Match[str]) -> str:
+    display = "block" if found[1] == "div" else "inline"
+    formula = convert(html.unescape(found[2]), display=display)
+    # hats that every font sets where they belong
+    return re.sub(
+        r'<mover accent="true"><mi>([^<]*)</mi><mo>&#x0005E;</mo></mover>',
+        r'<mi style="font-style: italic">\1&#x0302;</mi>',
+        formula,
     )

@@ -78,7 +78,7 @@ class AdamW(torch.optim.AdamW):
         InvalidArgumentError: an argument has an impossible value.
         InvalidTypeError: `steps` is not a number.
 
-    Example:
+    Examples:
         >>> import torch, weightcast
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = weightcast.AdamW(model.parameters(), lr=0.1, steps=2, eager=True)

@@ -62,7 +62,7 @@ def attach(
             `weight_decay` for `weightcast.AdamW`, whose forecast is its own.
         UnsupportedOptimizerError: the optimizer has no displacement to forecast along.
 
-    Example:
+    Examples:
         >>> import torch, weightcast
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

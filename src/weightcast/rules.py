@@ -77,7 +77,7 @@ def register_rule(
     Raises:
         InvalidTypeError: `optimizer_class` is not a subclass of `torch.optim.Optimizer`.
 
-    Example:
+    Examples:
         >>> class SignDescent(torch.optim.Optimizer):
         ...     def __init__(self, params, lr):
         ...         super().__init__(params, {"lr": lr})
