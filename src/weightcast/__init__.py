@@ -1,4 +1,4 @@
-"""Train in fewer steps by forecasting the weights."""
+"""Weight prediction for any PyTorch optimizer."""
 
 from weightcast.adamw import AdamW
 from weightcast.attachment import attach
