@@ -185,6 +185,13 @@ def compare(
             show_default="digits 32, text 32, ptb 20, cifar10 128",
         ),
     ] = None,
+    delay: Annotated[
+        int,
+        typer.Option(
+            help="Steps between the computation of a gradient and its use, as in a pipeline "
+            "without bubbles."
+        ),
+    ] = 0,
     precision: Precision = "fp32",
     compiled: Compile = False,
     device: Device = "auto",
@@ -274,6 +281,7 @@ def compare(
         clip_norm=preset.clip_norm,
         precision=precision,
         compiled=compiled,
+        delay=delay,
     )
     folder = out or Path("weightcast-runs") / name_in(task)
     experiment = open_experiment(

@@ -223,7 +223,9 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
         "gradient clipping": settings.clip_norm,
         "precision": settings.precision,
         "compiled": settings.compiled,
+        # only where there is something: folders from before there was such a thing stay valid
         **({"horizons": list(settings.horizons)} if settings.horizons else {}),
+        **({"delay": settings.delay} if settings.delay else {}),
     }
 
 

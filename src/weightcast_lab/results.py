@@ -258,9 +258,12 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         "A method counts as better or worse only if this interval excludes zero; the intervals "
         "are not corrected for comparing several methods."
     )
+    delay = configuration.get("delay", 0)
+    late = f"Every gradient is applied {delay} step{'s' if delay > 1 else ''} after it was computed"
     notes = [
         scatter,
         rate,
+        *([f"{late}; the last {delay} of a run never are."] if delay else []),
         f"Steps to {reference}'s loss: the first step at which the lowest validation loss so far "
         f"comes down to {reference}'s final one of the same seed (linear between evaluations), "
         f"as a share of {reference}'s steps. The median over seeds, in which a run that never gets "

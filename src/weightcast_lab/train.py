@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from weightcast_lab.environment import environment, use_precision
+from weightcast_lab.errors import LabError
 from weightcast_lab.foresight import Foresight
 from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
 from weightcast_lab.store import RunFiles, Warn
@@ -23,6 +25,9 @@ from weightcast_lab.tasks import DataSource, Task, make_task
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step with the steps taken, the steps in all, and the batch's loss."""
+
+Gradients = Sequence[Tensor | None]
+"""Of every parameter, in order; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Settings:
         precision: `fp32`; `tf32` (matrix products and convolutions on a GPU); `bf16` (autocast).
         compiled: Whether `torch.compile` compiles the model.
         horizons: Forecasts so many steps ahead are compared with what came; see `foresight`.
+        delay: D, in steps: the gradient that a step applies was computed D steps before.
+
+    Raises:
+        LabError: the delay is negative.
     """
 
     task: str
@@ -58,6 +67,12 @@ class Settings:
     precision: str = "fp32"
     compiled: bool = False
     horizons: tuple[int, ...] = ()
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the delay before anything runs."""
+        if self.delay < 0:
+            raise LabError(f"--delay {self.delay} is not possible: it must be 0 or more.")
 
     def make_task(self) -> Task:
         """The task, with its data loaded.
@@ -124,6 +139,11 @@ def train(
     Initial weights, batches and dropout depend on the seed alone, not on the method. The model is
     evaluated before the first step and after every epoch; a checkpoint follows every evaluation.
 
+    With a delay D, step t computes the gradient of batch t and applies that of batch t - D, as in a
+    pipeline without bubbles and in the analyses of delayed SGD (Arjevani, Shamir and Srebro, ALT
+    2020). Before step D none has arrived: the weights stay, θ_0 = ... = θ_D. The gradients of the
+    last D batches are never applied, so that every delay sees as many batches.
+
     Args:
         cell: The run.
         task: What it learns.
@@ -153,6 +173,7 @@ def train(
     optimizer = cell.method.attach(model, settings.learning_rate, settings.hyperparameters)
     milestones = settings.milestones if cell.method.is_scheduled else ()
     schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
+    under_way: deque[Gradients] = deque()
     environments: list[dict[str, str]] = []
     columns = ("step", "train_loss", "validation_loss", "metric", "seconds")
     history: dict[str, list[Any]] = {name: [] for name in columns}
@@ -164,6 +185,7 @@ def train(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
+        under_way.extend(checkpoint.get("under_way", ()))
         environments = checkpoint["environments"]
         _set_random_state(checkpoint["random"])
         history, epoch = checkpoint["history"], checkpoint["epoch"]
@@ -204,12 +226,13 @@ def train(
             for batch in batches:
                 with autocast():
                     loss, carried = task.loss(model, batch, carried)
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()
                 value = _checked_loss(model, loss, settings.clip_norm)
-                optimizer.step()
-                if foresight:
-                    foresight.after_step()
+                if _exchange_gradients(model, under_way, settings.delay):
+                    optimizer.step()
+                    if foresight:
+                        foresight.after_step()
                 step, total = step + 1, total + value
                 on_step(step, settings.epochs * len(batches), value)
             evaluate(total / len(batches), foresight)
@@ -220,6 +243,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
+                    "under_way": list(under_way),
                     "environments": environments,
                     "random": _random_state(),
                     "history": history,
@@ -259,6 +283,24 @@ def _checked_loss(model: nn.Module, loss: Tensor, clip_norm: float | None) -> fl
     if not (math.isfinite(value) and math.isfinite(size)):
         raise Diverged
     return float(value)
+
+
+def _exchange_gradients(model: nn.Module, under_way: deque[Gradients], delay: int) -> bool:
+    """Send the model's gradients on their way and give it those of `delay` steps ago.
+
+    They are clipped already, as they would be on arrival. None is copied: the model's `zero_grad`
+    lets go of them, and the next backward makes new ones.
+
+    Returns:
+        Whether any have arrived.
+    """
+    parameters = list(model.parameters())
+    under_way.append([p.grad for p in parameters])
+    if len(under_way) <= delay:
+        return False
+    for p, gradient in zip(parameters, under_way.popleft(), strict=True):
+        p.grad = gradient
+    return True
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import without_seconds
+from weightcast_lab.comparison import open_experiment
 from weightcast_lab.optimizers import OPTIMIZERS, Method
-from weightcast_lab.store import RunFiles
+from weightcast_lab.results import load_results
+from weightcast_lab.store import RunFiles, digest_of
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Settings, train
 
@@ -182,6 +184,33 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
         assert without_seconds(found) == without_seconds(whole)
 
 
+def test_delayed_gradients_are_another_configuration_and_the_report_says_so(weightcast, tmp_path):
+    words = (*SMALL, "--seeds", 1, "--out", tmp_path / "out")
+    late = weightcast(*words, "--delay", 3)
+    assert late.code == 0, late.err
+    assert "Every gradient is applied 3 steps after it was computed" in " ".join(late.out.split())
+    (results,) = load_results(tmp_path / "out" / "results.json")
+    assert results["configuration"]["delay"] == 3
+    assert "--delay 3" in results["command"]
+    prompt = weightcast(*words)
+    assert prompt.code == 2
+    assert "delay 3 (now None)" in " ".join(prompt.err.split())
+
+
+def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(tmp_path):
+    """Its hash decides whether earlier runs count: it must not change."""
+    committed = Path(__file__).parents[2] / "results" / "digits" / "results.json"
+    (before,) = load_results(committed)
+    task = make_task("digits", DataSource())
+    found = []
+    for delay in (0, 1):
+        settings = Settings("digits", DataSource(), 0.005, 32, 12, "cpu", delay=delay)
+        opened = open_experiment("digits", settings, (), (), tmp_path / str(delay), task)
+        found.append(opened.configuration)
+    assert digest_of(found[0]) == digest_of(before["configuration"])
+    assert found[1] == found[0] | {"delay": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -200,6 +229,7 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
         (("--betas", "0.9"), "must be two numbers"),
         (("--betas", "0.9,1"), "not possible"),
         (("--milestones", "1.5"), "whole numbers of epochs"),
+        (("--delay", "-1"), "--delay -1 is not possible"),
         (("--weight-decay", "-1"), "not possible"),
         (("--precision", "fp8"), "choose one of bf16, fp32, tf32"),
         (("--precision", "tf32", "--device", "cpu"), "needs a GPU"),

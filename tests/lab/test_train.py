@@ -10,10 +10,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.lab.helpers import LineTask, without_seconds
+from tests.oracles.algorithm1 import Algorithm1, Group
+from tests.test_algorithm1 import NAMES, Network, batches, initial_weights
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
 from weightcast_lab.store import RunFiles
@@ -462,3 +465,104 @@ def test_cpu_seconds_go_on_with_an_interrupted_run(train_line, tmp_path):
     before = files.load_checkpoint(torch.device("cpu"), pytest.fail)["cpu_seconds"]
     assert before > 0
     assert train_line()["cpu_seconds"] > before
+
+
+class OracleTask(LineTask):
+    """The oracle's network on its data, in float64; it keeps the model that it built."""
+
+    data = list(batches(5))  # noqa: RUF012
+
+    def build_model(self):
+        self.model = Network(initial_weights())
+        return self.model
+
+    def batches(self, batch_size, generator):
+        return self.data
+
+    def loss(self, model, batch, carried):
+        return model.loss(*batch), None
+
+    def evaluate(self, model):
+        return model.loss(*self.data[0]).item(), 0.0
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("steps", [None, 2.0, 4.0])
+@pytest.mark.parametrize("delay", [0, 1, 4])
+def test_a_delayed_gradient_is_that_of_so_many_steps_before(train_line, delay, steps, clip_norm):
+    """Against AdamW in NumPy, which takes batch t - D again at the predicted weights of t - D."""
+    task = OracleTask()
+    train_line(Method("adamw", steps), task=task, delay=delay, clip_norm=clip_norm)
+    group = Group(NAMES, lr=0.01, weight_decay=0.01, steps=steps or 0.0)
+    clip = math.inf if clip_norm is None else clip_norm
+    reference = Algorithm1(initial_weights(), [group], delay=delay, clip_norm=clip)
+    for batch in task.data * 3:
+        reference.iterate([batch])
+    for name in NAMES:
+        found = getattr(task.model, name).detach().numpy()
+        np.testing.assert_allclose(found, reference.theta[name], rtol=0, atol=1e-12)
+
+
+def test_before_the_first_gradient_arrives_the_weights_stay(train_line):
+    class Watched(OracleTask):
+        seen = []  # noqa: RUF012
+
+        def loss(self, model, batch, carried):
+            self.seen.append(model.w1.detach().clone())
+            return super().loss(model, batch, carried)
+
+    train_line(Method("adamw"), task=(task := Watched()), delay=4)
+    moved = [not torch.equal(weights, task.seen[0]) for weights in task.seen]
+    assert moved == [False] * 5 + [True] * 10
+
+
+@pytest.mark.parametrize("delay", [1, 4])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.key)
+def test_gradients_under_way_survive_a_kill(train_line, tmp_path, method, delay):
+    needs_its_package(method)
+    undisturbed = train_line(method, folder="undisturbed", delay=delay)
+    with pytest.raises(Killed):
+        train_line(method, on_step=kill_at(8), delay=delay)
+    files = RunFiles(tmp_path / "run", "configuration")
+    checkpoint = files.load_checkpoint(torch.device("cpu"), pytest.fail)
+    assert len(checkpoint["under_way"]) == delay
+    resumed = train_line(method, delay=delay)
+    assert without_seconds(resumed) == without_seconds(undisturbed)
+    assert undisturbed["weights"] != train_line(method, folder="prompt")["weights"]
+
+
+def test_a_parameter_without_a_gradient_has_none_later_either(train_line):
+    class PartlyUsed(LineTask):
+        def build_model(self):
+            self.model = super().build_model()
+            self.model.append(torch.nn.Linear(1, 1))
+            return self.model
+
+        def loss(self, model, batch, carried):
+            used = model if len(self.seen) >= 6 else model[:3]
+            return super().loss(used, batch, carried)
+
+    task, steps = PartlyUsed(), []
+
+    def on_step(step, *_):
+        steps.append(task.model[3].weight.grad is not None)
+
+    train_line(Method("sgd"), task=task, delay=2, on_step=on_step)
+    # what stands there while the queue fills is the batch's own, and is not applied
+    assert steps == [False] * 8 + [True] * 7
+
+
+def test_a_checkpoint_from_before_there_were_delays_goes_on(train_line, tmp_path):
+    undisturbed = train_line(folder="undisturbed")
+    with pytest.raises(Killed):
+        train_line(on_step=kill_at(8))
+    files = RunFiles(tmp_path / "run", "configuration")
+    checkpoint = files.load_checkpoint(torch.device("cpu"), pytest.fail)
+    assert checkpoint.pop("under_way") == []
+    files.save_checkpoint(checkpoint)
+    assert without_seconds(train_line()) == without_seconds(undisturbed)
+
+
+def test_a_negative_delay_is_refused():
+    with pytest.raises(LabError, match="--delay -1 is not possible"):
+        Settings("line", DataSource(), 0.01, 4, 3, "cpu", delay=-1)

@@ -48,6 +48,9 @@ class Algorithm1:
         eps_inside_root: The paper's √(v̂ + ε) instead of torch's √v̂ + ε.
         decaying: Walk Σ β₁ᵏ displacements instead of s.
         predict_weight_decay: Include (1 - γλ)ˢ in the prediction.
+        delay: Iteration t applies the gradient of iteration t - delay, taken at that one's θ̂ on its
+            data; those before apply none.
+        clip_norm: Scale the gradient that is applied down to this norm.
     """
 
     theta: Arrays
@@ -56,6 +59,9 @@ class Algorithm1:
     eps_inside_root: bool = False
     decaying: bool = False
     predict_weight_decay: bool = False
+    delay: int = 0
+    clip_norm: float = np.inf
+    past: list[tuple[Arrays, list[tuple[np.ndarray, np.ndarray]]]] = field(default_factory=list)
     t: int = 0
     m: Arrays = field(default_factory=dict)
     v: Arrays = field(default_factory=dict)
@@ -102,6 +108,12 @@ class Algorithm1:
 
     def iterate(self, micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """One iteration: predict, forward and backward at θ̂, recover θ, update."""
-        theta_hat = self.predicted()
+        self.past.append((self.predicted(), micro_batches))
+        if len(self.past) <= self.delay:
+            return
+        theta_hat, micro_batches = self.past[-1 - self.delay]
         gradients = [loss_and_gradient(theta_hat, x, target)[1] for x, target in micro_batches]
-        self.update({name: sum(g[name] for g in gradients) for name in self.theta})
+        total = {name: sum(g[name] for g in gradients) for name in self.theta}
+        norm = np.sqrt(sum(np.sum(g**2) for g in total.values()))
+        scale = min(1.0, self.clip_norm / (norm + 1e-6))  # torch's
+        self.update({name: scale * g for name, g in total.items()})
