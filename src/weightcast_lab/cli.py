@@ -424,10 +424,11 @@ def study(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[core|optimizers|betas|smoke]...",
+            metavar="[core|optimizers|betas|delay|smoke]...",
             help="core: AdamW predicted by several steps, its controls, NAdamW, on six tasks; "
             "optimizers: others, plain and predicted; betas: other β and batch sizes on one task; "
-            "smoke: seconds, to see that it all runs.",
+            "delay: gradients that arrive 0 to 16 steps late; smoke: seconds, to see that it all "
+            "runs.",
             show_default="core",
         ),
     ] = None,
@@ -447,7 +448,7 @@ def study(
         typer.Option(
             help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
             "go on, also on another machine.",
-            show_default="weightcast-runs/study, or study-smoke",
+            show_default="weightcast-runs/study; study-delay and study-smoke for these",
         ),
     ] = None,
     missing: Annotated[
@@ -477,7 +478,8 @@ def study(
     chosen = list(dict.fromkeys(names or ["core"]))
     chosen_device = _device(device, on)
     source = DataSource(data.resolve() if data else None, download=download)
-    folder = out or Path("weightcast-runs") / ("study-smoke" if chosen == ["smoke"] else "study")
+    alone = "".join(f"-{name}" for name in chosen if name in ("delay", "smoke"))
+    folder = out or Path("weightcast-runs") / f"study{alone}"
     opened = open_study(chosen, source, chosen_device, folder, seeds)
     console = Console(stderr=True)
     results: dict[Job, dict[str, Any]] = {}

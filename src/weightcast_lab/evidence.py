@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from weightcast_lab.comparison import distinct
 from weightcast_lab.results import Results, Run, finished, measure, pairs, steps_ratio
 from weightcast_lab.statistics import (
     Interval,
@@ -23,7 +24,15 @@ from weightcast_lab.statistics import (
     p_value,
     stratified,
 )
-from weightcast_lab.study import METHODS, QUESTIONS, VARIANTS, Question
+from weightcast_lab.study import (
+    DELAY_QUESTIONS,
+    METHODS,
+    QUESTIONS,
+    UNDELAYED,
+    UNDELAYED_LABEL,
+    VARIANTS,
+    Question,
+)
 
 REFERENCE = "adamw"
 LEVEL = 0.05
@@ -97,13 +106,44 @@ class Answer:
 
 def answers(experiments: Sequence[Results]) -> list[Answer]:
     """The answers to the study's questions, as far as there are runs."""
-    main = [e for e in experiments if not e["variant_of"]]
+    main = [e for e in experiments if not (e["variant_of"] or series_of(e))]
     found = [_answer(question, main) for question in QUESTIONS]
+    late = [_with_undelayed(e, experiments) for e in experiments if series_of(e)]
+    for question in DELAY_QUESTIONS:
+        found.append(_answer(question, [e for e in late if e["delay"] == question.delay]))
     bases = {e["variant_of"] for e in experiments if e["variant_of"]}
     if bases:
         related = [e for e in experiments if e["variant_of"] or e["key"] in bases]
         found.append(_answer(VARIANTS, related))
     return [answer for answer in found if answer is not None]
+
+
+def series_of(experiment: Results) -> str:
+    """The name that experiments have in common which differ in their delay alone; or empty."""
+    return str(experiment.get("series", ""))  # results from before there were delays have none
+
+
+def _with_undelayed(experiment: Results, others: Iterable[Results]) -> Results:
+    """The experiment, and with it the runs of AdamW without delay as a method of its own."""
+    same = (e for e in others if series_of(e) == series_of(experiment) and e["delay"] == 0)
+    base = next(same, None)
+    key = None if base is None else key_of(base, REFERENCE)
+    if base is None or key is None:
+        return experiment
+    environments = distinct([*experiment["environments"], *base["environments"]])
+    places = [environments.index(environment) for environment in base["environments"]]
+    runs = [
+        run | {"method": UNDELAYED, "environment": [places[n] for n in run["environment"]]}
+        for run in base["runs"]
+        if run["method"] == key
+    ]
+    name = {"name": UNDELAYED, "label": UNDELAYED_LABEL}
+    return experiment | {
+        "methods": [*experiment["methods"], {"key": UNDELAYED, **name}],
+        "wanted": [*experiment["wanted"], name],
+        "environments": environments,
+        "runs": [*experiment["runs"], *runs],
+    }
 
 
 def asked(found: Iterable[Answer], *keys: str) -> list[Answer]:
@@ -116,7 +156,8 @@ def versus_plain(found: Iterable[Answer]) -> list[Answer]:
     return [
         answer
         for answer in found
-        if answer.question.reference != REFERENCE
+        if answer.question.delay is None
+        and answer.question.reference != REFERENCE
         and all(METHODS[row.name].optimizer == answer.question.reference for row in answer.rows)
     ]
 
@@ -184,6 +225,17 @@ def _changes(experiment: Results, name: str, reference: str) -> list[float]:
 
 def _final_loss(run: Run) -> float:
     return float(run["history"]["validation_loss"][-1])
+
+
+def final_losses(experiment: Results, name: str) -> list[float]:
+    """Of a method's finished runs; none if any of its runs diverged, since the rest would flatter.
+
+    Seeds in order.
+    """
+    key = key_of(experiment, name)
+    if key is None or "diverged" in problem_of(experiment, name):
+        return []
+    return [_final_loss(run) for run in finished(experiment, key).values()]
 
 
 def _problems(experiment: Results, names: Iterable[str]) -> str:
@@ -291,6 +343,9 @@ def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str])
     for key in ("on-nadamw", "sgd", "rmsprop", "radam", "muon", "lion", "adagrad"):
         if key in by_key:
             said.append(_recommended(by_key[key], percent))
+    for answer in found:
+        if answer.question.key == f"delay-nadamw-{answer.question.delay}":
+            said.append(f"D = {answer.question.delay}. {_recommended(answer, percent)}")
     return said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from weightcast_lab.evidence import Answer, Effect
+from weightcast_lab.evidence import Answer, Effect, final_losses, series_of
+from weightcast_lab.optimizers import Method
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, Row
 from weightcast_lab.statistics import Interval, mean_interval
@@ -230,6 +231,62 @@ def draw_rates(experiments: Sequence[Results], theme: Theme, columns: int) -> Fi
     return figure
 
 
+def draw_delays(
+    experiments: Sequence[Results], names: Sequence[str], theme: Theme, columns: int
+) -> Figure:
+    """The final loss against the delay of the gradients: a panel a series, one line a method.
+
+    Without delay a forecast is its plain form. A method that diverged at a delay has a gap there.
+    """
+    series = list(dict.fromkeys(map(series_of, experiments)))
+    figure, panels = panels_of(len(series), columns, theme)
+    methods = [METHODS[name] for name in names]
+    styles = _delay_styles(methods, theme)
+    with matplotlib.rc_context(figure_settings(theme)):
+        for panel, title in zip(panels, series, strict=True):
+            own = {e["delay"]: e for e in experiments if series_of(e) == title}
+            delays, places = sorted(own), np.arange(len(own))
+            for method in methods:
+                ends = [
+                    final_losses(own[delay], (method if delay else method.plain).name)
+                    for delay in delays
+                ]
+                intervals = [mean_interval(losses) for losses in ends]
+                if any(intervals):
+                    means = np.array([i.mean if i else np.nan for i in intervals])
+                    widths = np.array([(i.half_width or 0.0) if i else 0.0 for i in intervals])
+                    style = styles[method.name]
+                    panel.plot(places, means, label=method.label, **style)
+                    low, high, color = means - widths, means + widths, style["color"]
+                    panel.fill_between(places, low, high, color=color, alpha=0.11, linewidth=0)
+            panel.set_xticks(places, [f"{delay}" for delay in delays])
+            panel.set(title=title, xlabel="D, steps", ylabel="final validation loss")
+            _fit_to_lines(panel)
+            _use_log_scale_if_wide(panel)
+        add_legend(figure, panels, 2 * min(columns, len(series)))
+    return figure
+
+
+def _delay_styles(methods: Sequence[Method], theme: Theme) -> dict[str, Style]:
+    """Plain in ink, forecasts in a colour of their own kind, heavy momentum dashed."""
+    kinds = {m: replace(m, beta1=None).name for m in methods}
+    plain = dict.fromkeys(kinds[m] for m in methods if m.steps is None)
+    ahead = dict.fromkeys(kinds[m] for m in methods if m.steps is not None)
+    shade = sum(theme.shades) / 2
+    colors: dict[str, Any] = dict(zip(plain, (theme.ink, *theme.baselines), strict=False))
+    colors |= {k: matplotlib.colormaps[f](shade) for k, f in zip(ahead, FAMILIES, strict=False)}
+    return {
+        m.name: {
+            "color": colors[kinds[m]],
+            "linestyle": "-" if m.beta1 is None else (0, (4, 1.6)),
+            "linewidth": 1.8,
+            "marker": "o",
+            "markersize": 3.2,
+        }
+        for m in methods
+    }
+
+
 def _in_percent(change: Interval) -> tuple[float, float, float]:
     """Mean and ends of a change of a logarithm, in per cent."""
     width = change.half_width or 0.0
@@ -340,6 +397,7 @@ def _use_log_scale_if_wide(panel: Axes) -> None:
 def _fit_to_lines(panel: Axes) -> None:
     """Scale to the means with some room; a wide band may leave the panel."""
     values = np.concatenate([[], *(np.asarray(line.get_ydata(), float) for line in panel.lines)])
+    values = values[~np.isnan(values)]
     if values.size and np.ptp(values) > 0:
         room = 0.12 * np.ptp(values)
         low, high = values.min() - room, values.max() + room

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -193,17 +193,20 @@ class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
 
     It may have a learning rate of its own. `decaying` is that of `weightcast.attach`: the forecast
-    walks as far as momentum alone would in so many steps.
+    walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's momentum.
+    `in_delays` says that `steps` counts delays: 1 looks as far ahead as the gradients are old.
 
     Raises:
         LabError: there is no such optimizer, it cannot be predicted so far, or the learning rate
-            is not possible.
+            or β₁ is not possible.
     """
 
     optimizer: str
     steps: float | None = None
     learning_rate: float | None = None
     decaying: bool = False
+    beta1: float | None = None
+    in_delays: bool = False
 
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
@@ -220,14 +223,19 @@ class Method:
                 raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
+        if self.beta1 is not None:
+            Hyperparameters((self.beta1, 0.0))
+            if not {"betas", "momentum"} & self._arguments.keys():
+                raise LabError(f"{self.optimizer} has no momentum to set.")
 
     @property
     def name(self) -> str:
-        """What it is, whatever its learning rate: `adamw`, `adamw-s3`, `adamw-sinf-decaying`."""
-        name = name_in(self.optimizer)
+        """What it is, whatever its learning rate: `adamw`, `adamw-s3`, `adamw-b0.99-s0.5D`."""
+        name = name_in(self.optimizer) + ("" if self.beta1 is None else f"-b{self.beta1:g}")
         if self.steps is None:
             return name
-        return f"{name}-s{self.steps:g}" + ("-decaying" if self.decaying else "")
+        unit = "D" if self.in_delays else ""
+        return f"{name}-s{self.steps:g}{unit}" + ("-decaying" if self.decaying else "")
 
     @property
     def key(self) -> str:
@@ -239,10 +247,19 @@ class Method:
     def label(self) -> str:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label, _ = _known(self.optimizer)
+        if self.beta1 is not None:
+            label += f" β₁={self.beta1:g}"
         if self.steps is not None:
             steps = "∞" if math.isinf(self.steps) else f"{self.steps:g}".replace("-", "−")
+            if self.in_delays:
+                steps = {0.5: "D/2", 1.0: "D"}.get(self.steps, f"{steps}D")
             label += f" s={steps}" + (" decaying" if self.decaying else "")
         return label + ("" if self.learning_rate is None else f", lr {self.learning_rate:g}")
+
+    @property
+    def plain(self) -> Method:
+        """Without a forecast."""
+        return replace(self, steps=None, decaying=False, in_delays=False)
 
     @property
     def package(self) -> str | None:
@@ -260,17 +277,32 @@ class Method:
         model: nn.Module,
         learning_rate: float,
         hyperparameters: Hyperparameters = NO_HYPERPARAMETERS,
+        delay: int = 0,
     ) -> Optimizer:
         """The optimizer of the model's parameters, with weight prediction on if wanted.
 
-        `learning_rate` is for those that have none of their own.
+        `learning_rate` and `hyperparameters` are for those that have none of their own; `delay` is
+        that of the gradients.
         """
         _, constructor = _known(self.optimizer)
         lr = learning_rate if self.learning_rate is None else self.learning_rate
-        optimizer = constructor(model.parameters(), lr=lr, **hyperparameters.taken_by(constructor))
+        options = hyperparameters.taken_by(constructor)
+        if self.beta1 is not None and "betas" in self._arguments:
+            _, beta2 = options.get("betas", self._arguments["betas"].default)
+            options["betas"] = self.beta1, beta2
+        elif self.beta1 is not None:
+            options["momentum"] = self.beta1
+        optimizer = constructor(model.parameters(), lr=lr, **options)
         if self.steps is not None:
-            weightcast.attach(model, optimizer, steps=self.steps, decaying=self.decaying)
+            steps = self.steps * delay if self.in_delays else self.steps
+            weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
         return optimizer
+
+    @property
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        """Of the optimizer's constructor."""
+        _, constructor = _known(self.optimizer)
+        return inspect.signature(constructor).parameters
 
     def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
         """What the method keeps beside the weights, in multiples of their own bytes.

@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.evidence import answers, asked, versus_plain
+from weightcast_lab.evidence import answers, asked, series_of, versus_plain
 from weightcast_lab.figures import (
     DARK,
     LIGHT,
     Theme,
     draw,
     draw_ahead,
+    draw_delays,
     draw_forest,
     draw_panels,
     draw_rates,
@@ -32,6 +33,7 @@ from weightcast_lab.paper import figures as paper_figures
 from weightcast_lab.paper_tables import cell_text, difference_rows, header, notes_of
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Quantity, Results, Row, Summary
+from weightcast_lab.study import AGAINST_DELAY
 from weightcast_lab.tables import interval_text, steps_text, table_cells, tone_of, verdict
 
 
@@ -198,7 +200,7 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
     with_curves = [
         e | {"methods": [m for name in IN_CURVES for m in e["methods"] if m["name"] == name]}
         for e in experiments
-        if not e["variant_of"]
+        if not (e["variant_of"] or series_of(e))
     ]
     if with_curves := [e for e in with_curves if e["methods"]]:
         draw_curves = partial(draw_panels, with_curves, "validation_loss", by_epoch=False)
@@ -206,6 +208,11 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         figures.append(StudyFigure("curves", title, draw_curves))
         title = "Final loss against the learning rate, in the search"
         figures.append(StudyFigure("rates", title, partial(draw_rates, with_curves)))
+    for key, whose, names in AGAINST_DELAY:
+        late = [e for e in experiments if series_of(e)]
+        if any(wanted["name"] in names for e in late for wanted in e["wanted"]):
+            title = f"Final loss against the delay of the gradients: {whose}"
+            figures.append(StudyFigure(key, title, partial(draw_delays, late, names)))
     found = answers(experiments)
     if any(answer.question.key == "adamw" for answer in found):
         title = "Final loss against the steps predicted ahead"
@@ -219,6 +226,11 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
     ):
         if chosen:
             figures.append(StudyFigure(key, title, partial(draw_forest, chosen, against)))
+    for answer in found:
+        if answer.question.key.startswith("delay-nadamw-"):
+            title, against = f"D = {answer.question.delay}: AdamW predicted", answer.reference
+            draw_one = partial(draw_forest, [answer], against)
+            figures.append(StudyFigure(f"forest-{answer.question.key}", title, draw_one))
     return figures
 
 

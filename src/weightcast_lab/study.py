@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
 
@@ -32,6 +32,9 @@ class Workload:
         betas: Of every method that has them; None for each optimizer's own.
         variant_of: The workload with other settings that it is, if it is one: questions are not
             asked of variants, which have a table of their own.
+        delay: How many steps late every gradient is applied.
+        series: The name that workloads have in common which differ in their delay alone; they are
+            asked questions of their own.
     """
 
     label: str
@@ -45,11 +48,17 @@ class Workload:
     clip_norm: float | None = None
     betas: tuple[float, float] | None = None
     variant_of: str = ""
+    delay: int = 0
+    series: str = ""
 
     @property
     def hyperparameters(self) -> Hyperparameters:
         """Of every method."""
         return Hyperparameters(self.betas)
+
+    def takes(self, method: Method) -> bool:
+        """Whether the method says anything here: steps in delays need a delay."""
+        return self.delay > 0 or not method.in_delays
 
 
 def _text(setting: str = "", batch_size: int = 32, **more: Any) -> Workload:
@@ -110,6 +119,47 @@ WORKLOADS = {
     "smoke-batch": Workload("Digits, CNN, 2 epochs, batch 128", "digits", {}, 5e-3, 0.05, 128, 2),
 }
 
+DELAYS = (0, 1, 2, 4, 8, 16)
+
+
+def _late(key: str, workload: Workload) -> dict[str, Workload]:
+    return {
+        f"{key}-d{delay}": replace(
+            workload, label=f"{workload.label}, D = {delay}", series=workload.label, delay=delay
+        )
+        for delay in DELAYS
+    }
+
+
+def _short_text(label: str, learning_rate: float, sgd_rate: float, epochs: int, **more: Any) -> Any:
+    part = {"training_tokens": 80_000, **more}
+    return Workload(label, "text", part, learning_rate, sgd_rate, 16, epochs, clip_norm=1.0)
+
+
+LATE = {
+    **_late("digits", Workload("Digits, CNN", "digits", {}, 5e-3, 0.05, 32, 12)),
+    **_late("text-lstm", _short_text("Documentation, LSTM", 5e-3, 1.0, 5)),
+    **_late(
+        "text-transformer",
+        _short_text("Documentation, transformer", 3e-3, 0.3, 4, network="transformer"),
+    ),
+    **_late(
+        "cifar10",
+        replace(
+            _resnet("CIFAR-10, ResNet-10", "resnet10"),
+            options={
+                "network": "resnet10",
+                "width": 0.125,
+                "training_images": 1_200,
+                "validation_images": 500,
+            },
+        ),
+    ),
+}
+"""Four tasks at every delay, shorter still than the others."""
+
+WORKLOADS |= LATE
+
 SIX = ("digits", "text-lstm", "text-transformer", "ptb-lstm", "cifar10-bn", "cifar10-plain")
 
 SCALES = {
@@ -146,7 +196,9 @@ class Design:
     def rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
         """The learning rates that are tried: the same for a method plain and predicted."""
         if method.optimizer in SGD:
-            usual = workload.sgd_rate
+            # its step is that of its momentum: 1 / (1 - μ) gradients
+            momentum = 0.9 if method.beta1 is None else method.beta1
+            usual = workload.sgd_rate * (1 - momentum) / (1 - 0.9)
         else:
             usual = SCALES[method.optimizer] * workload.learning_rate
         return tuple(float(f"{usual * multiple:.3g}") for multiple in self.multiples)
@@ -176,6 +228,12 @@ class Study:
         """Of all rounds."""
         return tuple(method for one in self.rounds for method in one)
 
+    @property
+    def runs(self) -> int:
+        """Of all methods on all workloads."""
+        cells = sum(WORKLOADS[key].takes(m) for key in self.workloads for m in self.methods)
+        return cells * self.design.runs
+
 
 @dataclass(frozen=True)
 class Round:
@@ -197,6 +255,21 @@ def _family(name: str) -> tuple[Method, ...]:
 def _predicted(name: str) -> tuple[str, ...]:
     return tuple(method.name for method in _family(name)[1:])
 
+
+def _plain_and_heavy(*optimizers: str) -> tuple[Method, ...]:
+    return tuple(Method(name, beta1=beta1) for name in optimizers for beta1 in (None, HEAVY))
+
+
+def _ahead(*optimizers: str, delays: float = 1.0, decaying: bool = False) -> tuple[Method, ...]:
+    """Predicted so many delays ahead, with either momentum."""
+    return tuple(
+        replace(method, steps=delays, decaying=decaying, in_delays=True)
+        for method in _plain_and_heavy(*optimizers)
+    )
+
+
+HEAVY = 0.99
+"""The momentum of Ajanthan et al. (ICML 2025) for late gradients; else it is 0.9."""
 
 ADAMW, NADAMW = Method("adamw"), Method("nadamw")
 
@@ -233,6 +306,24 @@ STUDIES = {
         ("text-lstm", "text-lstm-beta1", "text-lstm-beta2", "text-lstm-batch"),
         ((ADAMW, *_adamw(3.0), NADAMW), _adamw(1.0, 8.0)),
     ),
+    "delay": Study(
+        "gradients that are applied D steps late: what it costs, and what a forecast restores",
+        tuple(LATE),
+        (
+            (*_plain_and_heavy("adamw", "nadamw"), *_ahead("adamw")),
+            (*_plain_and_heavy("sgd"), *_ahead("sgd", "nadamw")),
+            (
+                *_ahead("adamw", "nadamw", delays=0.5),
+                *_ahead("adamw", "nadamw", decaying=True),
+            ),
+            (
+                *_ahead("sgd", delays=0.5),
+                *_ahead("sgd", decaying=True),
+                *_ahead("adamw", "nadamw", "sgd", delays=2.0),
+            ),
+        ),
+        Design((0.03, 0.1, 0.3, 1.0), search_seeds=(100,)),
+    ),
     "smoke": Study(
         "seconds, to see that it all runs; no evidence",
         ("smoke-digits", "smoke-batch"),
@@ -247,14 +338,28 @@ class Question:
     """Methods against one that they are compared with, by name.
 
     A question is one family of comparisons: Holm's correction is over all its methods and
-    workloads.
+    workloads. One with a delay is asked of the workloads of all series that have this delay.
     """
 
     key: str
     text: str
     reference: str
     methods: tuple[str, ...]
+    delay: int | None = None
 
+    @property
+    def reference_label(self) -> str:
+        """Of what is compared with."""
+        return UNDELAYED_LABEL if self.reference == UNDELAYED else METHODS[self.reference].label
+
+    def at(self, delay: int) -> Question:
+        """The question, asked of the workloads with this delay."""
+        text = self.text.replace("D steps", f"{delay} step{'s' if delay > 1 else ''}")
+        return replace(self, key=f"{self.key}-{delay}", text=text, delay=delay)
+
+
+UNDELAYED, UNDELAYED_LABEL = "undelayed", "AdamW without delay"
+"""Plain AdamW on the workload of the same series whose delay is 0."""
 
 METHODS = {m.name: m for study in STUDIES.values() for m in study.methods}
 """All methods of all studies, by name."""
@@ -321,6 +426,77 @@ VARIANTS = Question(
 """Asked of one workload and its variants."""
 
 
+def _names(methods: Iterable[Method]) -> tuple[str, ...]:
+    return tuple(method.name for method in methods)
+
+
+def _all_ahead(optimizer: str) -> tuple[str, ...]:
+    """An optimizer's forecasts under delay, however far."""
+    return _names(m for m in STUDIES["delay"].methods if m.optimizer == optimizer and m.in_delays)
+
+
+AT_EVERY_DELAY = (
+    Question(
+        "delay-restored",
+        "D steps late: what does it cost, and what restores it?",
+        UNDELAYED,
+        _names((*_plain_and_heavy("adamw", "nadamw"), *_ahead("adamw", "nadamw"))),
+    ),
+    Question(
+        "delay-adamw",
+        "D steps late: does a forecast improve AdamW?",
+        "adamw",
+        _all_ahead("adamw"),
+    ),
+    Question(
+        "delay-nadamw",
+        "D steps late: is a forecast of AdamW more than NAdamW with heavy momentum?",
+        f"nadamw-b{HEAVY}",
+        _all_ahead("adamw"),
+    ),
+    Question(
+        "delay-on-nadamw",
+        "D steps late: does a forecast improve NAdamW with heavy momentum?",
+        f"nadamw-b{HEAVY}",
+        _all_ahead("nadamw"),
+    ),
+    Question(
+        "delay-plain",
+        "D steps late: does heavy momentum or NAdamW, plain, improve AdamW?",
+        "adamw",
+        (f"adamw-b{HEAVY}", "nadamw", f"nadamw-b{HEAVY}"),
+    ),
+    Question(
+        "delay-sgd",
+        "D steps late: does a forecast or heavy momentum improve SGD?",
+        "sgd",
+        (f"sgd-b{HEAVY}", *_all_ahead("sgd")),
+    ),
+)
+"""Asked once for every delay, each time a family of its own."""
+
+DELAY_QUESTIONS = tuple(q.at(delay) for delay in DELAYS if delay for q in AT_EVERY_DELAY)
+
+
+AGAINST_DELAY = tuple(
+    (key, whose, _names((*_plain_and_heavy(*plain), *forecasts)))
+    for key, whose, plain, forecasts in (
+        (
+            *("delay", "AdamW and NAdamW", ("adamw", "nadamw")),
+            (*_ahead("adamw", delays=0.5), *_ahead("adamw")),
+        ),
+        *(
+            (
+                *(f"delay-{name}", f"{OPTIMIZERS[name][0]} and its forecasts", (name,)),
+                (*_ahead(name, delays=0.5), *_ahead(name), *_ahead(name, decaying=True)),
+            )
+            for name in ("nadamw", "sgd")
+        ),
+    )
+)
+"""Figures of the final loss against the delay: file, whose, and the methods that are its lines."""
+
+
 def rounds_of(names: Iterable[str]) -> tuple[list[Round], Design]:
     """The rounds of the studies of these names, one study after the other, and their design.
 
@@ -374,21 +550,10 @@ def page() -> str:
         "Small, some twenty seconds a run on one CPU core at most, so that there can be many runs;",
         "what holds here need not hold at scale.",
         "",
-        "| Workload | Task and options | Batch | Epochs | ÷10 after | Clipping | Usual rate: AdamW "
-        "| SGD |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        *_WORKLOAD_HEADER,
     ]
     shown = [w for name in ("core", "betas") for w in STUDIES[name].workloads]
-    for key in dict.fromkeys(shown):
-        w = WORKLOADS[key]
-        options = ", ".join(f"{name} {_number(value)}" for name, value in w.options.items())
-        cells = [
-            *(w.label, f"`{w.task}`" + (f": {options}" if options else "")),
-            *(f"{w.batch_size}", f"{w.epochs}", ", ".join(map(str, w.milestones)) or "–"),
-            "–" if w.clip_norm is None else f"{w.clip_norm:g}",
-            *(f"{w.learning_rate:g}", f"{w.sgd_rate:g}"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [_workload_row(WORKLOADS[key]) for key in dict.fromkeys(shown)]
     lines += [
         "",
         "Parts of a data set are the same for every method and seed. Everything else is the task's",
@@ -407,9 +572,8 @@ def page() -> str:
     ]
     for name, study in STUDIES.items():
         methods = "; ".join(", ".join(m.label for m in one) for one in study.rounds)
-        count = len(study.methods) * len(study.workloads) * study.design.runs
         lines.append(
-            f"| `{name}` | {study.about} | {methods} | {len(study.workloads)} | {count:,} |"
+            f"| `{name}` | {study.about} | {methods} | {len(study.workloads)} | {study.runs:,} |"
         )
     lines += [
         "",
@@ -459,9 +623,7 @@ def page() -> str:
         "| Question | Compared with | Methods |",
         "|---|---|---|",
     ]
-    for question in (*QUESTIONS, VARIANTS):
-        methods = ", ".join(METHODS[name].label for name in question.methods)
-        lines.append(f"| {question.text} | {METHODS[question.reference].label} | {methods} |")
+    lines += [_question_row(question) for question in (*QUESTIONS, VARIANTS)]
     lines += [
         "",
         "Beside these stand, for every method and workload:",
@@ -478,8 +640,89 @@ def page() -> str:
         "",
         "What this cannot tell: large models, long training, tasks of other kinds, learning rates",
         "between the grid's (a factor of 3 apart), schedules other than these.",
+        "",
+        *_about_delay(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _about_delay() -> list[str]:
+    design = STUDIES["delay"].design
+    grid = ", ".join(f"{multiple:g}" for multiple in design.multiples)
+    late = {w.series: w for w in LATE.values()}  # the last delay of each
+    return [
+        "## Delayed gradients",
+        "",
+        *wrap(
+            "In a pipeline without bubbles, or where gradients come from far away, the gradient "
+            "that a step applies was computed D steps before. The study `delay` does so in one "
+            "process, and has a folder of its own:",
+            WIDTH,
+        ),
+        "",
+        "```sh",
+        "weightcast study delay --data FOLDER --out results/delay",
+        "```",
+        "",
+        *wrap(
+            f"Its workloads run at D = {_listed(DELAYS)}. With a delay, step t computes the "
+            "gradient of batch t at the weights of step t, predicted or not, and applies that of "
+            "batch t − D; in the first D steps none has arrived and the weights stay, and those "
+            "of the last D batches are never applied. Clipping is of the gradient that is "
+            "applied.",
+            WIDTH,
+        ),
+        "",
+        *_WORKLOAD_HEADER,
+        *(_workload_row(replace(w, label=series)) for series, w in late.items()),
+        "",
+        *wrap(
+            "Methods predict so many delays ahead: D/2, D, 2D, or D decaying, which walks Σ β₁ᵏ "
+            "(k = 1..D); without delay they are their plain forms and are not run. β₁ of SGD is "
+            f"its momentum. β₁ = {HEAVY} is that of Ajanthan et al. (ICML 2025), whose NAdamW is "
+            "the strongest published method, so that it is what forecasts of AdamW are compared "
+            f"with. The usual rate of SGD with β₁ = {HEAVY} is a tenth of that in the table. Late "
+            f"gradients want lower rates: {grid} times the usual ones are searched, with seed "
+            f"{design.search_seeds[0]}, then the chosen one runs with seeds "
+            f"{_listed(design.seeds)}. The rounds are so ordered that a stop after any of them "
+            "leaves evidence at every delay.",
+            WIDTH,
+        ),
+        "",
+        *wrap(
+            "Each question is asked once for every delay but 0, and is then a family of its own "
+            "for Holm's correction; the mean is over the four tasks at that delay. What delay "
+            "costs is measured against plain AdamW on the same task and seed at D = 0.",
+            WIDTH,
+        ),
+        "",
+        "| Question | Compared with | Methods |",
+        "|---|---|---|",
+        *map(_question_row, AT_EVERY_DELAY),
+    ]
+
+
+_WORKLOAD_HEADER = (
+    "| Workload | Task and options | Batch | Epochs | ÷10 after | Clipping | Usual rate: AdamW "
+    "| SGD |",
+    "|---|---|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def _workload_row(w: Workload) -> str:
+    options = ", ".join(f"{name} {_number(value)}" for name, value in w.options.items())
+    cells = [
+        *(w.label, f"`{w.task}`" + (f": {options}" if options else "")),
+        *(f"{w.batch_size}", f"{w.epochs}", ", ".join(map(str, w.milestones)) or "–"),
+        "–" if w.clip_norm is None else f"{w.clip_norm:g}",
+        *(f"{w.learning_rate:g}", f"{w.sgd_rate:g}"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _question_row(question: Question) -> str:
+    methods = ", ".join(METHODS[name].label for name in question.methods)
+    return f"| {question.text} | {question.reference_label} | {methods} |"
 
 
 def _number(value: object) -> str:

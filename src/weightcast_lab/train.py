@@ -170,7 +170,9 @@ def train(
     model = task.build_model().to(device)
     if settings.compiled:
         model.compile()
-    optimizer = cell.method.attach(model, settings.learning_rate, settings.hyperparameters)
+    optimizer = cell.method.attach(
+        model, settings.learning_rate, settings.hyperparameters, settings.delay
+    )
     milestones = settings.milestones if cell.method.is_scheduled else ()
     schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
     under_way: deque[Gradients] = deque()

@@ -126,7 +126,14 @@ class OpenStudy:
         for one in self.rounds:
             arms = [arm for arm in self.arms if arm.workload in one.workloads]
             work = tuple(
-                (arm, tuple(m for m in one.methods if (arm.workload, m) not in earlier))
+                (
+                    arm,
+                    tuple(
+                        m
+                        for m in one.methods
+                        if m in arm.methods and (arm.workload, m) not in earlier
+                    ),
+                )
                 for arm in arms
             )
             earlier |= {(arm.workload, method) for arm in arms for method in one.methods}
@@ -164,7 +171,8 @@ def open_study(
     open_folder(folder, {"kind": "study", **_searched(design)})
     arms = []
     for key in workloads:
-        methods = [m for one in rounds if key in one.workloads for m in one.methods]
+        takes, mine = WORKLOADS[key].takes, [one for one in rounds if key in one.workloads]
+        methods = [m for one in mine for m in one.methods if takes(m)]
         search, final = (
             _opened(key, settings[key], tasks[key], folder / key / phase, chosen, phase)
             for phase, chosen in (("search", design.search_seeds), ("final", design.seeds))
@@ -193,6 +201,7 @@ def settings_of(workload: Workload, source: DataSource, device: str) -> Settings
         hyperparameters=workload.hyperparameters,
         milestones=workload.milestones,
         clip_norm=workload.clip_norm,
+        delay=workload.delay,
     )
 
 
@@ -221,6 +230,8 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
                 **content,
                 "workload": workload.label,
                 "variant_of": workload.variant_of,
+                "series": workload.series,
+                "delay": workload.delay,
                 "wanted": [{"name": m.name, "label": m.label} for m in arm.methods],
                 "search": _search_content(arm, results),
             }

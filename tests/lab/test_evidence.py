@@ -19,11 +19,11 @@ from weightcast_lab.evidence import (
     versus_plain,
     workload_rows,
 )
-from weightcast_lab.figures import DARK, LIGHT, draw_rates, to_image
+from weightcast_lab.figures import DARK, LIGHT, draw_delays, draw_rates, to_image
 from weightcast_lab.page import study_figures, study_page
 from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
 from weightcast_lab.statistics import MedianInterval
-from weightcast_lab.study import METHODS, QUESTIONS, STUDIES
+from weightcast_lab.study import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
 from weightcast_lab.study_tables import (
     brief,
     change_text,
@@ -431,3 +431,92 @@ def test_brief_is_of_a_study(core):
     assert in_markdown(core, notes=True, brief=True) == brief(core)
     with pytest.raises(LabError, match="--brief is for a study"):
         in_markdown([{"network": "vgg11"}], notes=True, brief=True)
+
+
+LATE_NAMES = ["adamw", "nadamw-b0.99", "adamw-s1D", "adamw-b0.99"]
+
+
+@pytest.fixture
+def delayed():
+    """Two tasks at three delays: a loss grows with its delay, of forecasts half as much."""
+    found = []
+    for delay in (0, 1, 4):
+        names = [name for name in LATE_NAMES if delay or "D" not in name]
+        shift = {name: 0.1 * delay * (0.5 if "D" in name else 1.0) for name in names}
+        # the same dice at every delay: scatter that differs makes pairs differ
+        scatter = 0.002 + 0.001 * delay
+        for one in whole(shift, names=names, keys=("one", "two"), scatter=scatter):
+            found.append(one | {"series": f"Task {one['key']}", "delay": delay})
+    return found
+
+
+def test_delay_is_asked_about_on_its_own(delayed):
+    """Each delay is a family of its own, and the tasks without delay are not asked again."""
+    found = answers(whole(BETTER) + delayed)
+    usual = [a for a in found if a.question.delay is None]
+    assert {len(a.workloads) for a in usual} == {3}
+    late = [a for a in found if a.question.delay is not None]
+    assert {a.question.delay for a in late} == {1, 4}
+    assert {a.question for a in late} < set(DELAY_QUESTIONS)
+    answer = answer_to(delayed, "delay-adamw-4")
+    assert [row.name for row in answer.rows] == ["adamw-s1D"]
+    assert answer.workloads == ("Workload <one>", "Workload <two>")
+    assert answer.rows[0].overall.change.mean == pytest.approx(-0.2, abs=0.01)
+    assert answer.verdict == "better"
+    assert versus_plain(late) == []
+    said = recommendations(found, lambda change: f"{change.mean:.2f}")
+    assert sum(line.startswith("D = ") for line in said) == 2
+
+
+def test_what_delay_costs_is_paired_with_the_same_seed_without_delay(delayed):
+    answer = answer_to(delayed, "delay-restored-4")
+    assert answer.reference == "AdamW without delay"
+    assert [row.name for row in answer.rows] == [
+        *("adamw", "adamw-b0.99", "nadamw-b0.99", "adamw-s1D"),
+    ]
+    one = {e["delay"]: e for e in delayed if e["key"] == "one"}
+    for row in answer.rows:
+        test = stats.ttest_rel(final_losses(one[4], row.name), final_losses(one[0], "adamw"))
+        interval = test.confidence_interval(0.95)
+        change = row.effects[0].change
+        assert change.mean == pytest.approx((interval.low + interval.high) / 2)
+        assert change.half_width == pytest.approx((interval.high - interval.low) / 2)
+    # runs elsewhere are not paired, here as everywhere
+    for run_there in one[0]["runs"]:
+        run_there["environment"] = [1]
+    assert answer_to(delayed, "delay-restored-4").rows[0].effects[0].change is None
+    # and without the runs at D = 0 there is nothing to say
+    late = [e for e in delayed if e["delay"]]
+    assert not asked(answers(late), "delay-restored-4")
+
+
+def test_the_final_loss_against_the_delay(delayed):
+    for run_here in delayed[4]["runs"]:  # "one" at D = 4
+        if run_here["method"].startswith("nadamw") and run_here["seed"] == 0:
+            run_here["diverged_at"] = 7
+    figure = draw_delays(delayed, LATE_NAMES, LIGHT, 2)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Task one", "Task two"]
+    one = {e["delay"]: e for e in delayed if e["key"] == "one"}
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert lines.keys() == {METHODS[name].label for name in LATE_NAMES}
+    for name in LATE_NAMES:
+        at_rest = name.removesuffix("-s1D")  # a forecast of no steps is its plain form
+        means = [
+            np.mean(np.exp(final_losses(one[delay], name if delay else at_rest)))
+            for delay in (0, 1, 4)
+        ]
+        if name.startswith("nadamw"):
+            means[-1] = np.nan  # the rest would flatter
+        np.testing.assert_allclose(lines[METHODS[name].label], means)
+
+
+def test_a_study_of_delay_has_its_figures(delayed):
+    keys = [figure.key for figure in study_figures(delayed)]
+    assert keys == [
+        *("delay", "delay-nadamw"),  # no SGD here
+        *("forest-delay-nadamw-1", "forest-delay-nadamw-4"),
+    ]
+    figure = study_figures(delayed)[0]
+    first, second = (to_image(figure.draw(DARK, 1), "svg") for _ in range(2))
+    assert first == second
+    assert "4 steps late: does a forecast improve AdamW?" in markdown(delayed)

@@ -2,22 +2,28 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import weightcast
 from tests.lab.helpers import LineTask
 from tests.lab.test_reproduction import run_here
 from weightcast_lab import study
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Method
+from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
 from weightcast_lab.results import load_results
 from weightcast_lab.study import (
+    DELAY_QUESTIONS,
+    LATE,
     METHODS,
     QUESTIONS,
     SCALES,
     SGD,
     STUDIES,
+    UNDELAYED,
     VARIANTS,
     WORKLOADS,
     Design,
@@ -34,7 +40,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 def test_the_page_is_the_protocol():
     assert PAGE.read_text() == study.page()
     tables = re.findall(r"(?:^\|.*\n)+", study.page(), re.M)
-    assert len(tables) == 4
+    assert len(tables) == 6
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
@@ -63,18 +69,62 @@ def test_every_method_has_the_same_budget_and_a_forecast_its_plain_forms_grid():
         for method in METHODS.values():
             rates = design.rates(workload, method)
             assert len(set(rates)) == len(design.multiples)
-            assert rates == design.rates(workload, Method(method.optimizer))
+            plain = Method(method.optimizer, beta1=method.beta1)
+            assert rates == design.rates(workload, plain)
     assert design.rates(WORKLOADS["digits"], Method("adamw")) == (5e-4, 1.5e-3, 5e-3, 1.5e-2)
     assert design.rates(WORKLOADS["digits"], Method("sgd", 1.0)) == (0.005, 0.015, 0.05, 0.15)
+    heavy = Method("sgd", beta1=0.99)  # its steps are ten times as long
+    assert design.rates(WORKLOADS["digits"], heavy) == (0.0005, 0.0015, 0.005, 0.015)
 
 
 def test_every_question_can_be_answered():
-    for question in (*QUESTIONS, VARIANTS):
-        assert {question.reference, *question.methods} <= METHODS.keys()
+    questions = (*QUESTIONS, *DELAY_QUESTIONS)
+    for question in (*questions, VARIANTS):
+        assert {question.reference, *question.methods} <= METHODS.keys() | {UNDELAYED}
         assert question.reference not in question.methods
-    assert len({question.key for question in QUESTIONS}) == len(QUESTIONS)
-    asked = {name for q in QUESTIONS for name in (q.reference, *q.methods)}
-    assert asked == METHODS.keys()
+    assert len({question.key for question in questions}) == len(questions)
+    asked = {name for q in questions for name in (q.reference, *q.methods)}
+    assert asked == METHODS.keys() | {UNDELAYED}
+
+
+def test_the_study_of_delay_is_the_same_tasks_at_every_delay():
+    assert {w.delay for w in LATE.values()} == {0, 1, 2, 4, 8, 16}
+    assert len(LATE) == 4 * 6
+    for workload in LATE.values():
+        (base,) = (w for w in LATE.values() if w.series == workload.series and w.delay == 0)
+        assert replace(workload, delay=0, label=base.label) == base
+        assert not workload.variant_of
+    one = STUDIES["delay"]
+    wanted = {"", "-s0.5D", "-s1D", "-s2D", "-s1D-decaying"}
+    names = {n + b + s for n in ("adamw", "nadamw", "sgd") for b in ("", "-b0.99") for s in wanted}
+    assert {method.name for method in one.methods} == names
+    # without delay six plain methods, else all thirty
+    assert one.runs == 4 * (6 + 5 * 30) * one.design.runs
+    for other in ("core", "optimizers", "betas", "smoke"):
+        assert all(WORKLOADS[key].delay == 0 for key in STUDIES[other].workloads)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgd"])
+def test_steps_in_delays_and_a_momentum_of_its_own_reach_the_optimizer(name):
+    method = Method(name, 0.5, 0.1, beta1=0.99, in_delays=True)
+    model = torch.nn.Linear(1, 1)
+    asked, attach = [], weightcast.attach
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weightcast, "attach", lambda *a, **k: asked.append(attach(*a, **k)))
+        group = method.attach(model, 1.0, Hyperparameters((0.5, 0.95)), 6).param_groups[0]
+    assert [prediction.steps for prediction in asked] == [3.0]
+    assert group.get("betas") == (None if name == "sgd" else (0.99, 0.95))
+    assert group.get("momentum") == (0.99 if name == "sgd" else None)
+    assert method.key == f"{name}-b0.99-s0.5D-lr0.1"
+    assert method.label == f"{OPTIMIZERS[name][0]} β₁=0.99 s=D/2, lr 0.1"
+    assert Method(name, 2.0, in_delays=True).label.endswith("s=2D")
+
+
+def test_an_impossible_momentum_is_refused():
+    with pytest.raises(LabError, match="adagrad has no momentum to set"):
+        Method("adagrad", beta1=0.9)
+    with pytest.raises(LabError, match="not possible"):
+        Method("adamw", beta1=1.0)
 
 
 def test_names_of_studies():
@@ -251,3 +301,31 @@ def test_another_design_in_the_same_folder_is_refused(weightcast, tmp_path, smal
     assert refused.code == 2
     assert "results of another configuration" in " ".join(refused.err.split())
     assert json.loads((out / "config.json").read_text())["search seeds"] == [100, 101]
+
+
+def test_a_study_of_delay_from_its_runs_to_its_questions(
+    weightcast, tmp_path, small, undrawn, one_thread, monkeypatch
+):
+    for delay in (0, 2):
+        late = replace(WORKLOADS["line"], label=f"A line, D = {delay}", delay=delay, series="L")
+        monkeypatch.setitem(WORKLOADS, f"line-d{delay}", late)
+    methods = tuple(METHODS[name] for name in ("adamw", "adamw-s1D", "nadamw-b0.99"))
+    one = Study("late", ("line-d0", "line-d2"), (methods,), replace(small.design, seeds=(0, 1, 2)))
+    monkeypatch.setitem(STUDIES, "late", one)
+    out = tmp_path / "out"
+    done = weightcast("study", "late", "--out", out)
+    assert done.code == 0, done.err
+    for question in ("what does it cost", "is a forecast of AdamW more than NAdamW"):
+        assert f"2 steps late: {question}" in done.out
+    assert "Does a forecast improve AdamW?" not in done.out
+    paths = result_paths(out)
+    # 2 rates finish and one diverges, 2 search seeds, 3 seeds; the forecast at D = 2 only
+    assert len(paths) == 5 * (3 * 2 + 3) == one.runs
+    assert not any("s1D" in path for path in paths if path.startswith("line-d0/"))
+    prompt, late = load_results(out / "results.json")
+    assert (prompt["delay"], late["delay"]) == (0, 2)
+    assert "delay" not in prompt["configuration"]
+    assert late["configuration"]["delay"] == 2
+    assert [w["name"] for w in late["wanted"]] == [method.name for method in methods]
+    after = weightcast("study", "late", "--out", out, "--missing")
+    assert "All runs are finished" in after.out
