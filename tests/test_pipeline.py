@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +243,26 @@ def test_mistakes_are_one_sentence(alone):
     pipeline._shapes["output"] = (torch.Size([4, 1]), torch.float32)  # as a first batch leaves it
     with pytest.raises(weightcast.InvalidArgumentError, match=r"has shape \(3, 1\).*smaller last"):
         pipeline._send(torch.zeros(3, 1), 1, None, "output")
+
+
+def test_the_example_in_the_documentation_runs(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "delays.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    (tmp_path / "late.py").write_text(block)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", "late.py"],
+        cwd=tmp_path,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        saved = torch.load(tmp_path / f"stage-{rank}.pt", weights_only=True)
+        steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
+        assert steps == {200}  # every batch was applied
 
 
 def test_without_processes_it_says_what_to_call():
