@@ -23,10 +23,12 @@ from weightcast_lab.evidence import (
     asked,
     problem_of,
     recommendations,
+    series_of,
     workload_rows,
 )
 from weightcast_lab.results import LOSS_DECIMALS, Results, hardware
 from weightcast_lab.statistics import Interval, MedianInterval
+from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
 from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number
 
 PERCENT_DECIMALS = 1
@@ -233,7 +235,12 @@ BRIEF = ("adamw", "look-ahead", "control")
 
 
 def brief(experiments: Sequence[Results]) -> str:
-    """AdamW, its forecasts and NAdamW over all workloads, in one small Markdown table."""
+    """AdamW, its forecasts and NAdamW over all workloads, in one small Markdown table.
+
+    Of a study of delay: each of its questions in one.
+    """
+    if any(map(series_of, experiments)):
+        return _brief_delays(experiments)
     found = asked(answers(experiments), *BRIEF)
     rows = sorted((row for a in found for row in a.rows), key=lambda row: row.name != "nadamw")
     workloads = [workload_rows(e) for e in experiments if not e["variant_of"]]
@@ -261,15 +268,55 @@ def brief(experiments: Sequence[Results]) -> str:
     names = "; ".join(e["workload"] for e in experiments if not e["variant_of"])
     machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
     notes = [
-        f"Tasks: {names}. Each method at its own best learning rate, found on other seeds with the "
-        f"same search for all; then {seeds} fresh seeds, paired (same initial weights, same "
-        "batches).",
+        _BRIEF_DESIGN.format(names, seeds),
         "Change of the final validation loss: mean over the tasks with its 95% interval; bold, and "
         "better or worse on a task, where it holds at 5% after Holm's correction. Steps to AdamW's "
         "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
         f"Computed on {'; and on '.join(machines)}.",
     ]
     return markdown_rows(header, cells) + "\n" + "".join(f"- {note}\n" for note in notes)
+
+
+_BRIEF_DESIGN = (
+    "Tasks: {}. Each method at its own best learning rate, found on other seeds with the same "
+    "search for all; then {} fresh seeds, paired (same initial weights, same batches)."
+)
+
+
+def _brief_delays(experiments: Sequence[Results]) -> str:
+    """Every question about delay: methods against delays, each cell a mean over the tasks."""
+    found = answers(experiments)
+    parts = []
+    for question in AT_EVERY_DELAY:
+        own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
+        rows = {
+            (row.label, delay): f"**{effect_text(row.overall)}**"
+            if row.overall.verdict
+            else effect_text(row.overall)
+            for delay, answer in own.items()
+            for row in answer.rows
+        }
+        if not rows:
+            continue
+        labels = dict.fromkeys(label for label, _ in rows)
+        parts += [
+            f"**{question.text}** Change to {question.reference_label} in %\n\n",
+            markdown_rows(
+                ["Method", *(f"D = {delay}" for delay in own)],
+                [[label, *(rows.get((label, d), NOTHING) for d in own)] for label in labels],
+            ),
+            "\n",
+        ]
+    names = "; ".join(dict.fromkeys(map(series_of, experiments)))
+    seeds = min(len(e["seeds"]) for e in experiments)
+    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
+    notes = [
+        _BRIEF_DESIGN.format(names, seeds),
+        "Change of the final validation loss: mean over the tasks with its 95% interval; bold "
+        "where it holds at 5% after Holm's correction over the methods at that delay.",
+        f"Computed on {'; and on '.join(machines)}.",
+    ]
+    return "".join([*parts, *(f"- {note}\n" for note in notes)])
 
 
 def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:

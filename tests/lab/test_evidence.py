@@ -520,3 +520,22 @@ def test_a_study_of_delay_has_its_figures(delayed):
     first, second = (to_image(figure.draw(DARK, 1), "svg") for _ in range(2))
     assert first == second
     assert "4 steps late: does a forecast improve AdamW?" in markdown(delayed)
+
+
+def test_a_study_of_delay_in_brief_is_one_table_a_question(delayed):
+    text = brief(delayed)
+    tables = re.findall(r"\*\*(.*?)\*\* (.*)\n\n((?:\|.*\n)+)", text)
+    assert [question for question, _, _ in tables] == [
+        "D steps late: what does it cost, and what restores it?",
+        "D steps late: does a forecast improve AdamW?",
+        "D steps late: is a forecast of AdamW more than NAdamW with heavy momentum?",
+        "D steps late: does heavy momentum or NAdamW, plain, improve AdamW?",
+    ]
+    answer = answer_to(delayed, "delay-adamw-4")
+    _, against, table = tables[1]
+    assert against == "Change to AdamW in %"
+    header, _, row = table.splitlines()
+    assert header == "| Method | D = 1 | D = 4 |"
+    assert row.startswith("| AdamW s=D | **")
+    assert row.endswith(f"| **{change_text(answer.rows[0].overall.change)}** |")
+    assert "Tasks: Task one; Task two." in text
