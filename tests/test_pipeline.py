@@ -43,6 +43,8 @@ CASES = [
     Case(predicted=True, beyond=True),
     Case("sgd", predicted=True),
     Case("observed", predicted=True),  # AdamW's Δ as it is seen
+    Case("weightcast", predicted=True),  # our own AdamW
+    Case("weightcast", predicted=True, stash=False, beyond=True),
 ]
 
 
@@ -81,6 +83,8 @@ def make(case: Case) -> tuple[nn.Module, torch.optim.Optimizer, AsyncPipeline]:
     stage = whole_model()[cuts[rank] : cuts[rank + 1]]
     if case.optimizer == "sgd":
         optimizer = torch.optim.SGD(stage.parameters(), lr=LR, momentum=0.9)
+    elif case.optimizer == "weightcast":
+        optimizer = weightcast.AdamW(stage.parameters(), lr=LR, weight_decay=decay_of(case))
     else:
         optimizer = torch.optim.AdamW(stage.parameters(), lr=LR, weight_decay=decay_of(case))
     more: dict[str, Any] = {"stash": case.stash}
@@ -186,7 +190,8 @@ def test_every_stage_equals_one_process_with_the_same_delays(trained, stages, nu
 
 def test_the_cases_differ():
     """Or the test above would show nothing."""
-    ends = [expected(4, case)[0][0].arrays()[0] for case in CASES]
+    cases = [case for case in CASES if case.optimizer != "weightcast"]  # the same as torch's
+    ends = [expected(4, case)[0][0].arrays()[0] for case in cases]
     for n, one in enumerate(ends):
         for other in ends[:n]:
             assert np.abs(one - other).max() > 1e-6

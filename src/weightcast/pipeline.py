@@ -96,8 +96,9 @@ class AsyncPipeline:
                 "returned."
             )
         self.stage, self.optimizer, self.loss = stage, optimizer, loss
-        self.prediction, self.stash, self.beyond = prediction, stash, beyond
+        self.prediction, self.beyond = prediction, beyond
         self.rank, self.stages = dist.get_rank(), dist.get_world_size()
+        self.stash = stash and bool(self.delay or beyond)  # else nothing moves before the backward
         # a group for each direction: with one, NCCL would wait for the wrong message first
         self._onwards, self._back = dist.new_group(), dist.new_group()
         self._under_way: deque[tuple[Tensor, Tensor]] = deque()

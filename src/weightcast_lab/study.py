@@ -131,29 +131,19 @@ def _late(key: str, workload: Workload) -> dict[str, Workload]:
     }
 
 
-def _short_text(label: str, learning_rate: float, sgd_rate: float, epochs: int, **more: Any) -> Any:
-    part = {"training_tokens": 80_000, **more}
-    return Workload(label, "text", part, learning_rate, sgd_rate, 16, epochs, clip_norm=1.0)
+def _shorter(key: str, batch_size: int, epochs: int, **part: int) -> Workload:
+    """On a smaller part of the data."""
+    whole = WORKLOADS[key]
+    return replace(whole, options={**whole.options, **part}, batch_size=batch_size, epochs=epochs)
 
 
 LATE = {
-    **_late("digits", Workload("Digits, CNN", "digits", {}, 5e-3, 0.05, 32, 12)),
-    **_late("text-lstm", _short_text("Documentation, LSTM", 5e-3, 1.0, 5)),
-    **_late(
-        "text-transformer",
-        _short_text("Documentation, transformer", 3e-3, 0.3, 4, network="transformer"),
-    ),
+    **_late("digits", WORKLOADS["digits"]),
+    **_late("text-lstm", _shorter("text-lstm", 16, 5, training_tokens=80_000)),
+    **_late("text-transformer", _shorter("text-transformer", 16, 4, training_tokens=80_000)),
     **_late(
         "cifar10",
-        replace(
-            _resnet("CIFAR-10, ResNet-10", "resnet10"),
-            options={
-                "network": "resnet10",
-                "width": 0.125,
-                "training_images": 1_200,
-                "validation_images": 500,
-            },
-        ),
+        _shorter("cifar10-bn", 32, 8, training_images=1_200, validation_images=500),
     ),
 }
 """Four tasks at every delay, shorter still than the others."""
