@@ -685,6 +685,33 @@ def test_the_handle_shows_and_sets_the_optimizers_steps() -> None:
     assert same(weights(model), theta)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_forwards_without_gradients_leave_a_waiting_graph_valid(
+    mode: str, dtype: torch.dtype
+) -> None:
+    """θ̂ is back to the bit after an evaluation at θ; a rollout after `step()` runs at θ."""
+    model, optimizer, prediction = pair(mode, dtype, 2)
+    train(model, optimizer)
+    for training in (True, False):
+        with torch.no_grad():
+            model(data(model))
+        theta = list(copy.deepcopy(model).parameters())
+        assert same(model.seen[-1], theta)
+        loss = model(data(model)).square().mean()
+        hat, versions = weights(model), [p._version for p in model.parameters()]
+        with torch.no_grad():
+            model.train(training)(data(model))
+        model.train()
+        assert_close(model.seen[-1], hat if training else theta, dtype)
+        assert same(weights(model), hat)
+        assert [p._version for p in model.parameters()] == versions
+        assert prediction.is_predicted
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("mode", ["lazy", "recompute"])
 def test_a_forecast_that_nobody_asks_for_is_reported_once(mode: str) -> None:
     """Invariant 6."""
@@ -756,11 +783,11 @@ class TrainingScript(RuleBasedStateMachine):
     def micro_batch(self, seed: int) -> None:
         self.each(lambda model, *_: backward(model, seed))
 
-    @rule(way=st.sampled_from(["eval", "no_grad"]))
-    def evaluate(self, way: str) -> None:
+    @rule(training=st.booleans(), gradients=st.booleans())
+    def evaluate(self, training: bool, gradients: bool) -> None:
         def act(model: Recorder, *_: Any) -> None:
-            with torch.set_grad_enabled(way == "eval"):
-                model.train(way != "eval")(data(model))
+            with torch.set_grad_enabled(gradients):
+                model.train(training)(data(model))
             model.train()
 
         self.each(act)

@@ -60,25 +60,39 @@ class TrainingScript(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 5))
     def training_forward(self, seed: int) -> None:
-        self.pending = self.model(data(self.model, seed)).square().mean()
+        x = data(self.model, seed)
+        self.pending = self.model(x).square().mean()
         self.versions = self.present_versions
         self.assert_saw(self.hat)
+        w1, b1, w2, b2 = leaves = [w.clone().requires_grad_() for w in self.hat]
+        loss = (torch.tanh(x @ w1.T + b1) @ w2.T + b2).square().mean()
+        self.gradient = torch.autograd.grad(loss, leaves)
 
-    @rule(way=st.sampled_from(["eval", "no_grad"]))
-    def evaluation_forward(self, way: str) -> None:
-        if way == "eval":
+    @rule(gradients=st.booleans())
+    def evaluation_forward(self, gradients: bool) -> None:
+        with torch.set_grad_enabled(gradients):
             self.model.eval()(data(self.model))
             self.model.train()
-        else:
-            with torch.no_grad():
-                self.model(data(self.model))
         assert same(self.model.seen[-1], self.theta)
+
+    @rule()
+    def training_forward_without_gradients(self) -> None:
+        before, versions = weights(self.model), self.present_versions
+        with torch.no_grad():
+            self.model(data(self.model))
+        assert same(self.model.seen[-1], before)
+        assert self.present_versions == versions
 
     @precondition(lambda self: self.pending is not None and self.versions == self.present_versions)
     @rule()
     def run_backward(self) -> None:
+        """A backward that PyTorch does not refuse has the gradient at θ̂."""
+        params = list(self.model.parameters())
+        before = [0 if p.grad is None else p.grad.clone() for p in params]
         self.pending.backward()
         self.pending = None
+        for p, start, gradient in zip(params, before, self.gradient, strict=True):
+            torch.testing.assert_close(p.grad - start, gradient, rtol=0, atol=1e-11)
 
     @rule(set_to_none=st.booleans())
     def zero_grad(self, set_to_none: bool) -> None:

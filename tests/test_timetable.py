@@ -60,20 +60,116 @@ def test_micro_batches_share_one_forecast(kind: dict) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("way", ["eval", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("way", ["enable_grad", "no_grad", "inference_mode"])
 def test_evaluation_sees_the_true_weights(kind: dict, way: str) -> None:
-    """R6, also straight after a training forward."""
+    """R6, also straight after a training forward; with gradients it may have a graph of its own."""
     model, _, prediction = attached(**kind)
     theta = weights(model)
-    model(data(model))
-    if way == "eval":
+    with getattr(torch, way)():
         model.eval()(data(model))
-    else:
+    assert not prediction.is_predicted
+    model.train()(data(model))
+    with getattr(torch, way)():
+        model.eval()(data(model))
+    for index in (0, 2):
+        assert same(model.seen[index], theta)
+    assert prediction.is_predicted is (way != "enable_grad")
+    prediction.restore()
+    assert same(weights(model), theta)
+
+
+@KINDS
+@pytest.mark.parametrize("way", ["no_grad", "inference_mode"])
+def test_a_training_forward_without_gradients_leaves_the_weights_alone(
+    kind: dict, way: str
+) -> None:
+    """θ after a step; θ̂ only where a training forward may wait for its backward."""
+    model, optimizer, prediction = attached(**kind)
+    theta = weights(model)
+    with getattr(torch, way)():
+        model(data(model))
+    assert not prediction.is_predicted
+    loss = model(data(model)).square().mean()
+    with getattr(torch, way)():
+        model(data(model))
+    loss.backward()
+    optimizer.step()
+    after = weights(model)
+    with getattr(torch, way)():
+        model(data(model))
+    assert same(model.seen[0], theta)
+    assert same(model.seen[2], model.seen[1])
+    assert not same(model.seen[1], theta)
+    assert same(model.seen[3], after)
+
+
+def after_a_call_within(model: Recorder) -> list[torch.Tensor]:
+    """The weights that a forward goes on with after it has called the model itself."""
+    seen: list[torch.Tensor] = []
+
+    def call(*_: object) -> None:
+        handle.remove()
+        model(data(model))
+        seen.extend(weights(model))
+
+    handle = model.first.register_forward_pre_hook(call)
+    model(data(model))
+    return seen
+
+
+@KINDS
+@pytest.mark.parametrize("way", ["no_grad", "inference_mode"])
+def test_an_evaluation_leaves_a_waiting_graph_valid(kind: dict, way: str) -> None:
+    """Its θ̂ is back to the bit, also after an evaluation that failed or called the model twice."""
+    model, optimizer, prediction = attached(**kind)
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    weightcast.attach(twin, twin_optimizer, 2)
+    optimizer.zero_grad()
+    theta = weights(model)
+    for seed in range(3):
+        loss = model(data(model, seed)).square().mean()
+        hat, versions = weights(model), [p._version for p in model.parameters()]
+        model.eval()
         with getattr(torch, way)():
             model(data(model))
-    assert same(model.seen[-1], theta)
-    assert same(weights(model), theta)
+            assert same(model.seen[-1], theta)
+            with pytest.raises(RuntimeError, match="shapes"):
+                model(torch.ones(2, 2, dtype=torch.float64))
+            assert same(after_a_call_within(model), theta)
+        model.train()
+        assert same(weights(model), hat)
+        assert [p._version for p in model.parameters()] == versions
+        loss.backward()
+    optimizer.step()
+    for seed in range(3):
+        backward(twin, seed)
+    twin_optimizer.step()
+    assert same(weights(model), weights(twin))
     assert not prediction.is_predicted
+
+
+@KINDS
+@pytest.mark.parametrize("change", ["weights", "learning rate", "gradients"])
+def test_a_graph_that_no_longer_fits_is_refused(kind: dict, change: str) -> None:
+    """R9: what is written during an evaluation stays, and PyTorch refuses the backward."""
+    model, optimizer, _ = attached(**kind)
+
+    def write(*_: object) -> None:
+        model.second.weight.zero_()
+
+    loss = model(data(model)).square().mean()
+    with torch.set_grad_enabled(change == "gradients"):
+        if change == "weights":
+            model.first.register_forward_pre_hook(write)
+        elif change == "learning rate":
+            optimizer.param_groups[0]["lr"] *= 0.5
+            model(data(model))  # in training mode it changes nothing
+            assert same(model.seen[-1], model.seen[-2])
+        model.eval()(data(model))
+    if change == "weights":
+        assert not model.second.weight.any()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @KINDS

@@ -25,7 +25,7 @@ from weightcast.kernels import (
 from weightcast.passes import kept_memory
 from weightcast.plans import Plans, memory_of, planned
 from weightcast.rules import Group, adam, register_rule
-from weightcast.tensors import moving, plain, untraced
+from weightcast.tensors import moving, plain, untraced, written
 
 DISTANCE = "prediction_distance"
 """Group key, there while the weights are predicted: s·γ of the forecast that was made."""
@@ -272,6 +272,7 @@ class AdamW(torch.optim.AdamW):
 
     def _watch(self, batch: _Batch) -> None:
         """Remember what low-precision weights look like, to notice if others write to them."""
+        written(batch.params)
         if batch.operands.params[0].dtype in _LOW_PRECISION:
             for p, weight in zip(batch.params, batch.operands.params, strict=True):
                 self._versions[p] = weight._version
@@ -301,8 +302,12 @@ class AdamW(torch.optim.AdamW):
         loss = None
         if closure is not None:
             self.train()
-            with torch.enable_grad():
-                loss = closure()
+            try:
+                with torch.enable_grad():
+                    loss = closure()
+            except BaseException:
+                self.eval()
+                raise
         groups = self.param_groups
         rates = next_lr if isinstance(next_lr, Sequence) else [next_lr] * len(groups)
         if len(rates) != len(groups):

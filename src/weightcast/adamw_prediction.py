@@ -35,10 +35,17 @@ class AdamWPrediction(WeightPrediction):
         optimizer = self._optimizer()
         return optimizer is not None and optimizer.is_predicted
 
+    @property
+    def _is_awaited(self) -> bool:
+        """Not between an eager step and the next training forward."""
+        optimizer = self._optimizer()
+        return optimizer is not None and optimizer._unused < 0 and optimizer.is_predicted
+
     def predict(self) -> None:
         """Move the weights to θ̂, as `AdamW.train`."""
         optimizer = self._attached()
         assert isinstance(optimizer, AdamW)
+        self._settings_used = self._settings(optimizer)
         optimizer.train()
 
     def restore(self) -> None:

@@ -90,11 +90,10 @@ def attach(
             f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
             "do not apply to it here; see its own arguments."
         )
-    prediction = kind(
-        DEFAULT_STEPS if steps is None else steps, decaying=decaying, weight_decay=weight_decay
-    )
+    ahead = DEFAULT_STEPS if steps is None else steps
+    prediction = kind(ahead, decaying=decaying, weight_decay=weight_decay)
     the_rule = chosen_rule(optimizer, rule)
-    prediction._check_settings(optimizer)
+    list(map(prediction._reach, optimizer.param_groups))  # refuses steps that are not possible
     _check_parameters(model, optimizer)
     prediction._begin(model, optimizer, the_rule)
     _live.add(prediction)

@@ -55,15 +55,12 @@ def decaying_steps(steps: float, group: Group) -> float:
     Raises:
         InvalidArgumentError: the group has neither `betas` nor `momentum`.
     """
-    if "betas" in group:
-        beta = float(group["betas"][0])
-    elif "momentum" in group:
-        beta = float(group["momentum"])
-    else:
+    if "betas" not in group and "momentum" not in group:
         raise InvalidArgumentError(
             "decaying=True needs an optimizer with betas or momentum; this parameter group has "
             f"only {sorted(key for key in group if key != 'params')}."
         )
+    beta = float(group["betas"][0] if "betas" in group else group["momentum"])
     total = steps if beta == 1 else beta * (1 - beta ** abs(steps)) / (1 - beta)
     return math.copysign(total, steps)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from weightcast.errors import InvalidArgumentError
-from weightcast.kernels import Operands, Settings, operands_of
+from weightcast.kernels import Operands, count_anew, operands_of, settings_of
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule
 from weightcast.tensors import StateView, Tensors, plain
 
@@ -70,7 +70,8 @@ class Batch:
         elif not self.saved:
             self._prepare()
         if self.way is Way.KERNELS:
-            self._by_kernels(reach, decay)
+            count_anew(self.operands, self.states)
+            self.kernels.forecast(self.operands, settings_of(self.group, reach, decay))
             return
         done: list[tuple[list[Tensor], list[Tensor]]] = []
         try:
@@ -155,17 +156,6 @@ class Batch:
                 )
         return [d.to_dense() if d.is_sparse else d for d in deltas]
 
-    def _by_kernels(self, reach: float, decay: Any) -> None:
-        group = self.group
-        if not reads_count(self.params[0], self.states[0]):
-            counts = zip(self.operands.counts, self.states, strict=True)
-            for count, state in {id(count): (count, state) for count, state in counts}.values():
-                count.fill_(state["step"])
-        beta1, beta2 = map(float, group["betas"])
-        ahead = reach * group["lr"]
-        settings = Settings(0.0, beta1, beta2, group["eps"], decay=decay, ahead=ahead)
-        self.kernels.forecast(self.operands, settings)
-
 
 def columns(rule: Rule, state: Mapping[str, Any]) -> list[str]:
     """The tensors that an element-wise rule reads."""
@@ -183,12 +173,6 @@ def tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tensors = tuple(t.view(-1) for t in tensors)
     rows = max(1, TILE * len(tensors[0]) // tensors[0].numel())
     yield from zip(*(t.split(rows) for t in tensors), strict=True)
-
-
-def reads_count(p: Tensor, state: Mapping[str, Any]) -> bool:
-    """Whether the kernels can read the state's own step count."""
-    step = plain(state["step"]) if isinstance(state["step"], Tensor) else None
-    return step is not None and step.dtype is torch.float32 and step.device == p.device
 
 
 def plain_all(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from weightcast.kernels import fused_backend
-from weightcast.passes import TILE, Batch, Way, columns, reads_count
+from weightcast.kernels import fused_backend, reads_count
+from weightcast.passes import TILE, Batch, Way, columns
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
 from weightcast.tensors import host_step, plain
 

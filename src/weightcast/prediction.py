@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim import Optimizer
 
 from weightcast.distance import checked_steps, decay_factor, reach
 from weightcast.errors import WeightcastError
 from weightcast.observed import Observer, takes_part
-from weightcast.passes import Batch
+from weightcast.passes import Batch, plain_all
 from weightcast.plans import Plans, batches_of
 from weightcast.reports import Reports
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule
-from weightcast.tensors import moving, untraced
+from weightcast.tensors import moving, untraced, written
 from weightcast.timetable import Timetable
 
 
@@ -71,6 +72,8 @@ class WeightPrediction:
     def is_predicted(self) -> bool:
         """Whether the parameters are at θ̂ now (which is θ itself where nothing is known yet)."""
         return self._is_predicted
+
+    _is_awaited = is_predicted  # whether a backward may wait for θ̂
 
     @untraced
     def predict(self) -> None:
@@ -129,8 +132,7 @@ class WeightPrediction:
                 pairs += zip(batch.params, batch.displacements(), strict=True)
             for batch in self._moved:
                 if batch.is_observed:
-                    lr = batch.group.get("lr", 1.0)
-                    deltas = torch._foreach_mul(batch.observed(), lr)
+                    deltas = torch._foreach_mul(batch.observed(), batch.group.get("lr", 1.0))
                     pairs += zip(batch.params, deltas, strict=True)
         for p, delta in pairs:
             yield p, torch.view_as_complex(delta) if p.is_complex() else delta
@@ -149,16 +151,11 @@ class WeightPrediction:
 
     # --- belonging -------------------------------------------------------------------------------
 
-    def _check_settings(self, optimizer: Optimizer) -> None:
-        """Refuse steps that are not possible for one of the groups."""
-        for group in optimizer.param_groups:
-            self._reach(group)
-
     def _begin(self, model: nn.Module, optimizer: Optimizer, rule: Rule) -> None:
         """Hooks hold the prediction; it holds neither the model nor the optimizer."""
         self._rule = rule
         self._model, self._optimizer = weakref.ref(model), weakref.ref(optimizer)
-        self._timetable = Timetable(self, model, optimizer, self._hears_of_steps)
+        self._timetable = Timetable(self, model, optimizer)
         for held in (self._plans, self._memory, self._observer):
             weakref.finalize(optimizer, held.clear).atexit = False
 
@@ -173,13 +170,39 @@ class WeightPrediction:
         held = self._restore(for_update=not hasattr(optimizer, "found_inf"))
         if self._observer.is_watching:  # a closure may run several times within a step
             return
-        for group in optimizer.param_groups:
-            if self._rule_of(group) is not OBSERVED_RULE:
-                continue
+        for group in (g for g in optimizer.param_groups if self._rule_of(g) is OBSERVED_RULE):
             if self._reach(group):
                 self._observer.remember(optimizer, group, held)
             else:
                 self._observer.forget(optimizer, group)
+
+    def _pause(self) -> Callable[[], None]:
+        """Put θ back for an evaluation; gives what to call after it.
+
+        If it runs without gradients, θ̂ comes back to the bit and the version counters with it, so
+        that a graph that waits for its backward stays valid. Not so if anything else changed
+        weights or settings meanwhile: PyTorch refuses that backward then.
+        """
+        if torch.is_grad_enabled() or not self._is_awaited:
+            self.restore()
+            return _nobody
+        params = [p for group in self._attached().param_groups for p in group["params"]]
+        tensors, settings = [*params, *plain_all(params)], self._settings_used
+        counters = list(map(_unsafe_preserve_version_counter, tensors))
+        hat = [p.clone() for p in plain_all(params)]
+        self.restore()
+        versions = [p._version for p in tensors]
+
+        def resume() -> None:
+            if versions == [p._version for p in tensors]:
+                self.predict()
+                if settings == self._settings_used:
+                    with moving():
+                        torch._foreach_copy_(plain_all(params), hat)
+                    for counter in counters:
+                        counter.__exit__()
+
+        return resume
 
     def _reach(self, group: Group) -> float:
         return reach(group, self._steps, self.decaying)
@@ -211,6 +234,7 @@ class WeightPrediction:
             return
         decay = decay_factor(batch.rule, batch.group, steps) if self.weight_decay else 1.0
         batch.forecast(steps, decay)
+        written(batch.params)
         self._moved.append(batch)
 
     def _restore(self, *, for_update: bool) -> dict[Tensor, Tensor]:
@@ -228,6 +252,7 @@ class WeightPrediction:
                 hold = for_update and batch.is_observed and all(map(takes_part, batch.params))
                 displacements = batch.observed() if batch.is_observed and not hold else []
                 batch.restore()
+                written(batch.params)
                 self._moved.pop()
                 if hold:
                     held.update(zip(batch.params, batch.saved, strict=True))

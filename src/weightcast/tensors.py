@@ -7,8 +7,9 @@ torch's multi-tensor kernels, a handful of launches for a whole model (torch's c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -32,37 +33,19 @@ class Tensors:
         operands = (other.tensors if isinstance(other, Tensors) else other for other in others)
         return Tensors(getattr(torch, f"_foreach_{name}")(self.tensors, *operands))
 
-    def __add__(self, other: Any) -> Tensors:
-        return self._apply("add", other)
-
-    def __sub__(self, other: Any) -> Tensors:
-        return self._apply("sub", other)
-
-    def __mul__(self, other: Any) -> Tensors:
-        return self._apply("mul", other)
-
-    def __truediv__(self, other: Any) -> Tensors:
-        return self._apply("div", other)
-
-    def __neg__(self) -> Tensors:
-        return self._apply("neg")
+    __add__ = __radd__ = partialmethod(_apply, "add")
+    __sub__ = partialmethod(_apply, "sub")
+    __mul__ = __rmul__ = partialmethod(_apply, "mul")
+    __truediv__ = partialmethod(_apply, "div")
+    __neg__ = partialmethod(_apply, "neg")
+    sqrt = partialmethod(_apply, "sqrt")
+    sign = partialmethod(_apply, "sign")
 
     def __rsub__(self, other: Any) -> Tensors:
-        return (-self).__add__(other)
+        return self._apply("neg")._apply("add", other)
 
     def __rpow__(self, base: float) -> Tensors:
         return Tensors(torch._foreach_pow(base, self.tensors))
-
-    def sqrt(self) -> Tensors:
-        """Element-wise square root."""
-        return self._apply("sqrt")
-
-    def sign(self) -> Tensors:
-        """Element-wise sign."""
-        return self._apply("sign")
-
-    __radd__ = __add__
-    __rmul__ = __mul__
 
 
 def one_or_many(tensors: list[Tensor]) -> Tensor | Tensors:
@@ -79,6 +62,12 @@ def plain(tensor: Tensor) -> Tensor:
     if type(tensor) not in (Tensor, Parameter) and hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def written(tensors: Iterable[Tensor]) -> None:
+    """Tell autograd of writes to the memory behind wrappers (DTensor), which count on their own."""
+    wrappers = [t for t in tensors if type(t) not in (Tensor, Parameter)]
+    torch.autograd.graph.increment_version(wrappers)
 
 
 def host_step(state: Mapping[str, Any]) -> float | None:

@@ -3,12 +3,14 @@
 | moment | the weights become |
 |---|---|
 | `model(...)` in training mode with gradients enabled | θ̂ = θ - s·Δ |
-| `model(...)` in eval mode or under `no_grad` | θ |
+| `model(...)` in training mode under `no_grad` | what they are: θ after a step |
+| `model(...)` in eval mode | θ, during that forward |
 | `optimizer.step()` begins | θ; a closure runs at θ̂ |
 | `state_dict()`, loading, `copy.deepcopy`, pickling | θ; a copy is plain and unattached |
 
 Between `step()` and the next training forward the weights are θ: averaging, logging, saving and
-evaluating need no mode switch. Micro-batches of an accumulation share one θ̂.
+evaluating need no mode switch. Micro-batches of an accumulation share one θ̂, and no forward without
+gradients invalidates a graph that waits for its backward.
 """
 
 from __future__ import annotations
@@ -41,18 +43,19 @@ class Timetable:
     """
 
     def __init__(
-        self,
-        prediction: WeightPrediction,
-        model: nn.Module,
-        optimizer: Optimizer,
-        hooks_steps: bool,
+        self, prediction: WeightPrediction, model: nn.Module, optimizer: Optimizer
     ) -> None:
         self.prediction = prediction
         self._handles: list[RemovableHandle] = []
+        self._evaluations: list[Callable[[], None]] = []  # under way: what is to follow each
+        self._sharded = weakref.WeakSet[Any](m for m in model.modules() if hasattr(m, "reshard"))
+        self._place = False
         for module in (model, *_parts(model)):
-            hook = module.register_forward_pre_hook(self._before_forward, prepend=True)
-            self._handles.append(hook)
-        if hooks_steps:
+            self._handles += [
+                module.register_forward_pre_hook(self._before_forward, prepend=True),
+                module.register_forward_hook(self._after_forward, always_call=True),
+            ]
+        if prediction._hears_of_steps:
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),
@@ -73,7 +76,6 @@ class Timetable:
         """Leave no trace."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
         for thing in (*(model.modules() if model is not None else ()), optimizer):
             if thing is not None and not _owners(thing):
                 vars(thing).pop("__getstate__", None)
@@ -86,10 +88,27 @@ class Timetable:
                 raise WeightcastError(_TRACED)
         elif model is None or prediction._optimizer() is None:
             prediction.detach()
-        elif model.training and torch.is_grad_enabled():
-            prediction.predict()
-        elif module is model or not model.training:  # not a teacher or a metric among the parts
-            prediction.restore()
+        else:
+            if not model.training:
+                self._evaluations.append(prediction._pause())
+            elif torch.is_grad_enabled():
+                prediction.predict()
+            elif not prediction._is_awaited:
+                prediction.restore()
+            self._gather_anew()
+
+    @untraced
+    def _after_forward(self, *_: Any) -> None:
+        if self._evaluations:
+            self._evaluations.pop()()
+            self._gather_anew()
+
+    def _gather_anew(self) -> None:
+        """FSDP2 keeps what it gathered of its root until the next backward: perhaps elsewhere."""
+        if self._place is not self.prediction.is_predicted:
+            self._place = self.prediction.is_predicted
+            for module in self._sharded:
+                module.reshard()
 
     def _before_access(self, *_: Any) -> None:
         self.prediction.restore()

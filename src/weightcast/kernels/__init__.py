@@ -130,6 +130,26 @@ def operands_of(
     )
 
 
+def settings_of(group: Mapping[str, Any], reach: float, decay: float | Tensor) -> Settings:
+    """A forecast by `reach` displacements of Adam or AdamW."""
+    beta1, beta2 = map(float, group["betas"])
+    return Settings(0.0, beta1, beta2, group["eps"], decay=decay, ahead=reach * group["lr"])
+
+
+def reads_count(p: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the kernels can read the state's own step count."""
+    step = plain(state["step"]) if isinstance(state["step"], Tensor) else None
+    return step is not None and step.dtype is torch.float32 and step.device == p.device
+
+
+def count_anew(o: Operands, states: Sequence[Mapping[str, Any]]) -> None:
+    """Bring the step counts up to date where the kernels cannot read the state's own."""
+    if not reads_count(o.params[0], states[0]):
+        counts = zip(o.counts, states, strict=True)
+        for count, state in {id(count): (count, state) for count, state in counts}.values():
+            count.fill_(state["step"])
+
+
 def _moments(group: Mapping[str, Any]) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
 
