@@ -78,6 +78,25 @@ def test_a_skipped_step_neither_compounds_nor_loses(
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_an_average_after_a_skipped_step_is_one_of_true_weights(fused: bool) -> None:
+    """R6, R7: an unfused optimizer does not hear of the skip: `restore()` before the update."""
+    model = Recorder(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused)
+    prediction = weightcast.attach(model, optimizer, 2)
+    train(model, optimizer, 3)
+    theta, average = weights(model), torch.optim.swa_utils.AveragedModel(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(model(data(model)).sum() * torch.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    if not fused:
+        assert prediction.is_predicted
+        prediction.restore()
+    average.update_parameters(model)
+    assert same(weights(average.module), theta)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_skipped_first_step_predicts_nothing(device: torch.device, fused: bool) -> None:
     """R3, R7: a fused step leaves a state that is all zero; its displacement is 0, not 0/0."""
     model = Recorder(torch.float32).to(device)
