@@ -1,21 +1,24 @@
+"""What all tests share; and the compatibility matrix, framework x feature, of what they show.
+
+`pytest -m cell --matrix results/compatibility.json` writes it, and
+`python -m tests.frameworks.matrix` draws the page of the docs from it.
+"""
+
+import json
 import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+PACKAGES = ["torch", "lightning", "transformers", "accelerate", "timm", "pytorch_optimizer",
+            "schedulefree", "safetensors", "bitsandbytes"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="write the compatibility matrix to this JSON file")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers",
-        "cell(framework, feature, support='attach'): one cell of the compatibility matrix; support "
-        "says what it takes, or 'refused', whose sentence the test gives with record_property",
-    )
 
 
 @pytest.fixture(params=DEVICES)
@@ -39,3 +42,53 @@ def silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+# --- the compatibility matrix --------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "cell(framework, feature, support='attach'): one cell of the compatibility matrix; support "
+        "says what it takes, or 'refused', whose sentence the test gives with record_property",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _record_cells(request: pytest.FixtureRequest, record_property) -> None:
+    for mark in request.node.iter_markers("cell"):
+        framework, feature, *support = mark.args
+        record_property("cell", [framework, feature, *(support or ["attach"])])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    cells: dict[str, dict[str, dict]] = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            properties = getattr(report, "user_properties", [])
+            sentences = [value for name, value in properties if name == "sentence"]
+            for name, value in properties:
+                if name == "cell":
+                    framework, feature, support = value
+                    cell = {"support": support, "outcome": outcome}
+                    if sentences:
+                        cell["sentence"] = sentences[0]
+                    known = cells.setdefault(framework, {}).setdefault(feature, cell)
+                    if outcome == "failed":
+                        known["outcome"] = outcome
+    if path := config.getoption("--matrix", default=None):
+        ordered = {name: dict(sorted(cells[name].items())) for name in sorted(cells)}
+        content = {"versions": _versions(), "cells": ordered}
+        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -134,6 +134,7 @@ def test_the_reference_differentiates_rightly() -> None:
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.cell("PyTorch", "gradient accumulation")
 def test_adamw_equals_the_paper(
     loop: Callable, steps: float, amsgrad: bool, accumulate: int
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_copied_handle_is_detached() -> None:
 
 @KINDS
 @pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.cell("PyTorch", "checkpoint and resume")
 def test_resuming_equals_going_on(kind: dict, predicted: bool) -> None:
     """R16: saved at any moment, loaded in any mode; observed displacements travel in the state."""
     model, optimizer, _ = attached(**kind)

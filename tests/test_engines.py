@@ -26,6 +26,7 @@ class Plain(torch.nn.Sequential):
         )
 
 
+@pytest.mark.cell("PyTorch", "autocast")
 def test_an_outer_autocast_region_forgets_its_casts(device: torch.device) -> None:
     """R8: the low-precision copy of a weight is made anew after every move."""
     model = torch.nn.Linear(3, 3, device=device)
@@ -48,6 +49,7 @@ def test_an_outer_autocast_region_forgets_its_casts(device: torch.device) -> Non
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.cell("PyTorch", "GradScaler, with overflows")
 def test_a_skipped_step_neither_compounds_nor_loses(
     device: torch.device, fused: bool, optimizer_class: type
 ) -> None:
@@ -78,6 +80,11 @@ def test_a_skipped_step_neither_compounds_nor_loses(
 
 
 @pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.cell(
+    "PyTorch",
+    "EMA after a step that GradScaler skipped",
+    "a fused optimizer, or `prediction.restore()` before",
+)
 def test_an_average_after_a_skipped_step_is_one_of_true_weights(fused: bool) -> None:
     """R6, R7: an unfused optimizer does not hear of the skip: `restore()` before the update."""
     model = Recorder(torch.float32)
@@ -124,6 +131,7 @@ def test_a_closure_under_an_enabled_scaler_fails_loudly() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.cell("PyTorch", "activation checkpointing")
 def test_activation_checkpointing_recomputes_at_the_forecast(reentrant: bool) -> None:
     """R4: the same gradient as without checkpointing."""
 
@@ -154,6 +162,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")  # torch 2.6
 @pytest.mark.filterwarnings("ignore:Guards may run slower")  # Python 3.13.0
+@pytest.mark.cell("PyTorch", "torch.compile of the model")
 def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> None:
     """R27: the same weights as without torch.compile, and no recompilation in the loop."""
     torch._dynamo.reset()
@@ -188,6 +197,7 @@ def test_compiled_models_run_at_the_forecast(backend: str, attach_to: str) -> No
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.cell("PyTorch", "torch.export, torch.jit.trace")
 def test_an_exported_model_is_at_the_true_weights(way: str) -> None:
     """Exporting shows the hooks stand-ins of the weights: moving those would lose the real."""
     torch._dynamo.reset()
@@ -234,6 +244,7 @@ def _data_parallel(rank: int, folder: str, wrap_first: bool) -> None:
 
 
 @pytest.mark.parametrize("wrap_first", [True, False])
+@pytest.mark.cell("DDP", "training")
 def test_data_parallel_equals_one_process(tmp_path: Path, wrap_first: bool) -> None:
     """R25: identical state on all ranks, identical forecasts; attached outside or inside of DDP."""
     mp.spawn(_data_parallel, (str(tmp_path), wrap_first), nprocs=2)

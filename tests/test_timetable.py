@@ -302,6 +302,7 @@ def test_an_exception_in_forward_or_backward_loses_nothing() -> None:
 
 
 @KINDS
+@pytest.mark.cell("PyTorch", "step(closure)")
 def test_closure_equals_the_plain_loop(kind: dict) -> None:
     """R21, also with the closure as a keyword and with a forward outside of it."""
     model, optimizer, prediction = attached(**kind, iterations=0)

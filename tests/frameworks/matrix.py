@@ -13,9 +13,9 @@ def page(results: dict) -> str:
     lines = [
         "# Compatibility",
         "",
-        "Every line is a test in `tests/frameworks` that trains with weight prediction and",
-        "compares the final weights with Algorithm 1 written out by hand, and evaluation and",
-        f"checkpoints with the true weights. Measured with {versions}.",
+        "Every line is a test, or several: `pytest -m cell` runs them. They train with weight",
+        "prediction and compare the final weights with Algorithm 1 written out by hand, and",
+        f"evaluation and checkpoints with the true weights. Measured with {versions}.",
         "",
     ]
     for framework, features in results["cells"].items():

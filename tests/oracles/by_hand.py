@@ -3,7 +3,8 @@
 Nothing of weightcast is used. The weights are cloned, moved and put back in plain sight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ def last_displacement(
 class ByHand:
     """A loop: `iterate(backward)` runs one iteration of Algorithm 1.
 
+    `true` holds θ while the weights are at the forecast.
+
     Args:
         optimizer: Any torch optimizer.
         steps: s.
@@ -43,17 +46,22 @@ class ByHand:
     def params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def iterate(self, backward: Callable[[], Any]) -> None:
-        true = [p.detach().clone() for p in self.params]
+    @contextmanager
+    def forecast(self) -> Iterator[None]:
+        self.true = [p.detach().clone() for p in self.params]
         rates = [float(g.get("lr", 1.0)) for g in self.optimizer.param_groups for _ in g["params"]]
         if self.per_lr is not None:
             with torch.no_grad():
                 for p, rate, direction in zip(self.params, rates, self.per_lr, strict=True):
                     p.sub_(direction, alpha=self.steps * rate)
-        self.optimizer.zero_grad()
-        backward()
+        yield
         with torch.no_grad():
-            for p, start in zip(self.params, true, strict=True):
+            for p, start in zip(self.params, self.true, strict=True):
                 p.copy_(start)
+
+    def iterate(self, backward: Callable[[], Any]) -> None:
+        with self.forecast():
+            self.optimizer.zero_grad()
+            backward()
         self.optimizer.step()
-        self.per_lr = last_displacement(self.optimizer, true, self.decoupled)
+        self.per_lr = last_displacement(self.optimizer, self.true, self.decoupled)

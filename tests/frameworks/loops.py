@@ -1,0 +1,107 @@
+"""One script, two ways to run it: under `attach`, and with Algorithm 1 written out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import weightcast
+from tests.frameworks.helpers import BATCH, STEPS, mean_square, problem
+from tests.oracles.by_hand import ByHand
+
+
+class Attached:
+    """A user's loop."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.prediction = weightcast.attach(model, optimizer, STEPS)
+
+    def iterate(self, backward: Callable[[], Any]) -> None:
+        self.optimizer.zero_grad()
+        backward()
+        self.optimizer.step()
+
+    def forecast(self) -> AbstractContextManager[None]:
+        """Around a training forward that is not followed by a step: it predicts by itself."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def evaluate(self, *inputs: Tensor) -> Tensor:
+        """What the model says in eval mode."""
+        output = self.model.eval()(*inputs)
+        self.model.train()
+        return output
+
+    def add_group(self, group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(group)
+
+
+class Written:
+    """The same by hand. The weights are where the algorithm says, nothing of weightcast is used."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.by_hand = ByHand(optimizer, STEPS, decoupled=True)
+        self.iterate, self.forecast = self.by_hand.iterate, self.by_hand.forecast
+
+    @torch.no_grad()
+    def evaluate(self, *inputs: Tensor) -> Tensor:
+        """Within an iteration: at θ, beside the weights."""
+        names = [name for name, _ in self.model.named_parameters()]
+        theta = dict(zip(names, self.by_hand.true, strict=True))
+        output = functional_call(self.model.eval(), theta, inputs)
+        self.model.train()
+        return output
+
+    def add_group(self, group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(group)
+        assert self.by_hand.per_lr is not None
+        self.by_hand.per_lr += [torch.zeros_like(p) for p in group["params"]]
+
+
+Loop = type[Attached] | type[Written]
+Script = Callable[[Loop], nn.Module]
+
+
+def batches(epochs: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+    for _ in range(epochs):
+        yield from zip(*(t.split(BATCH) for t in problem()), strict=True)
+
+
+def trained(
+    loop: Loop,
+    model: nn.Module,
+    *,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    before_step: Callable[[], Any] = lambda: None,
+    after_step: Callable[[], Any] = lambda: None,
+) -> nn.Module:
+    """The model after two epochs of regression."""
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
+    running = loop(model, optimizer)
+    for x, y in batches():
+
+        def backward(x: Tensor = x, y: Tensor = y) -> None:
+            mean_square(forward or model, x, y).backward()
+            before_step()
+
+        running.iterate(backward)
+        after_step()
+    return model
+
+
+def difference(script: Script) -> float:
+    """The largest one between weights and buffers of the two ways to run a script."""
+    ends = []
+    for loop in (Attached, Written):
+        torch.manual_seed(0)
+        ends.append(script(loop).state_dict().values())  # saved at θ
+    return max((a - b).abs().max().item() for a, b in zip(*ends, strict=True))
