@@ -13,8 +13,6 @@ from weightcast.errors import InvalidArgumentError, InvalidTypeError
 from weightcast.prediction import WeightPrediction
 from weightcast.rules import Formula, check_supported, chosen_rule
 
-DEFAULT_STEPS = 3.0
-
 _live: weakref.WeakSet[WeightPrediction] = weakref.WeakSet()
 
 
@@ -79,10 +77,12 @@ def attach(
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(optimizer, Optimizer):
         raise InvalidTypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+            f"optimizer must be a torch.optim.Optimizer (not ZeRO: use FSDP2), got {type(optimizer)}."
         )
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # a framework's wrapper: look inside
-        optimizer = getattr(optimizer, "optimizer", optimizer)
+    inner, hooks = getattr(optimizer, "optimizer", optimizer), "_optimizer_step_pre_hooks"
+    # a framework's wrapper has no hooks of its own: look inside
+    if vars(optimizer).get(hooks) is None or vars(optimizer)[hooks] is vars(inner).get(hooks):
+        optimizer = inner
     check_supported(optimizer)
     kind = AdamWPrediction if isinstance(optimizer, AdamW) else WeightPrediction
     if kind is AdamWPrediction and (rule is not None or decaying or weight_decay):
@@ -90,7 +90,7 @@ def attach(
             f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
             "do not apply to it here; see its own arguments."
         )
-    ahead = DEFAULT_STEPS if steps is None else steps
+    ahead = 3.0 if steps is None else steps
     prediction = kind(ahead, decaying=decaying, weight_decay=weight_decay)
     the_rule = chosen_rule(optimizer, rule)
     list(map(prediction._reach, optimizer.param_groups))  # refuses steps that are not possible

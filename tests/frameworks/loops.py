@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import weightcast
 from tests.frameworks.helpers import BATCH, STEPS, mean_square, problem
-from tests.oracles.by_hand import ByHand
+from tests.oracles.by_hand import ByHand, last_displacement
 
 
 class Attached:
@@ -59,6 +59,19 @@ class Written:
         self.model.train()
         return output
 
+    def scaled(self, scaler: torch.amp.GradScaler, loss: Callable[[], Tensor]) -> bool:
+        """One iteration under a scaler; whether it skipped the step, which then never was."""
+        with self.forecast():
+            self.optimizer.zero_grad()
+            scaler.scale(loss()).backward()
+        scaler.unscale_(self.optimizer)
+        skipped = not all(p.grad.isfinite().all() for p in self.by_hand.params)
+        scaler.step(self.optimizer)
+        scaler.update()
+        if not skipped:
+            self.by_hand.per_lr = last_displacement(self.optimizer, self.by_hand.true, True)
+        return skipped
+
     def add_group(self, group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(group)
         assert self.by_hand.per_lr is not None
@@ -96,6 +109,38 @@ def trained(
         running.iterate(backward)
         after_step()
     return model
+
+
+def gan_iteration(
+    nets: nn.ModuleList,
+    running: list[Any],
+    noise: Tensor,
+    real: Tensor,
+    gradient_free_half: bool = False,
+) -> None:
+    """One step of a discriminator, then one of its generator; each is run by a loop of its own."""
+    (generator, discriminator), (g, d) = nets, running
+
+    def judged(samples: Tensor, verdict: float) -> Tensor:
+        logits = discriminator(samples.repeat(1, 3))
+        expected = torch.full_like(logits, verdict)
+        return nn.functional.binary_cross_entropy_with_logits(logits, expected)
+
+    def tell_apart(fake: Tensor) -> None:
+        (judged(real, 1.0) + judged(fake, 0.0)).backward()
+
+    def deceive() -> None:
+        fake = generator(noise)
+        if not gradient_free_half:
+            d.iterate(lambda: tell_apart(fake.detach()))
+        with d.forecast():
+            judged(fake, 1.0).backward()
+
+    if gradient_free_half:
+        with torch.no_grad():
+            fake = generator(noise)
+        d.iterate(lambda: tell_apart(fake))
+    g.iterate(deceive)
 
 
 def difference(script: Script) -> float:

@@ -12,7 +12,16 @@ from torch.optim import lr_scheduler, swa_utils
 
 import weightcast
 from tests.frameworks.helpers import LR, STEPS, mean_square, network
-from tests.frameworks.loops import Attached, Loop, Script, Written, batches, difference, trained
+from tests.frameworks.loops import (
+    Attached,
+    Loop,
+    Script,
+    Written,
+    batches,
+    difference,
+    gan_iteration,
+    trained,
+)
 from tests.helpers import same, weights
 from tests.oracles.by_hand import ByHand
 
@@ -230,40 +239,17 @@ def rollouts(loop: Loop) -> nn.Module:
     return model
 
 
-def gan(loop: Loop, fakes_without_gradients: bool = False) -> nn.Module:
+def gan(loop: Loop, gradient_free_half: bool = False) -> nn.Module:
     """Two models with two optimizers; the generator's loss goes through the discriminator."""
-    generator, discriminator = network(), network()
-    nets = nn.ModuleList([generator, discriminator])
-    g = loop(generator, torch.optim.AdamW(generator.parameters(), lr=LR))
-    d = loop(discriminator, torch.optim.AdamW(discriminator.parameters(), lr=LR))
-    loss = nn.functional.binary_cross_entropy_with_logits
-
-    def judged(samples: Tensor, real: bool) -> Tensor:
-        logits = discriminator(samples.repeat(1, 3))
-        return loss(logits, torch.full_like(logits, real))
-
-    def tell_apart(real: Tensor, fake: Tensor) -> None:
-        (judged(real, True) + judged(fake, False)).backward()
-
+    nets = nn.ModuleList([network(), network()])
+    running = [loop(net, torch.optim.AdamW(net.parameters(), lr=LR)) for net in nets]
     for noise, real in batches():
-        if fakes_without_gradients:
-            with torch.no_grad():
-                fake = generator(noise)
-            d.iterate(lambda real=real, fake=fake: tell_apart(real, fake))
-
-        def deceive(noise: Tensor = noise, real: Tensor = real) -> None:
-            fake = generator(noise)
-            if not fakes_without_gradients:
-                d.iterate(lambda: tell_apart(real, fake.detach()))
-            with d.forecast():
-                judged(fake, True).backward()
-
-        g.iterate(deceive)
+        gan_iteration(nets, running, noise, real, gradient_free_half)
     return nets
 
 
 def gan_with_a_gradient_free_half(loop: Loop) -> nn.Module:
-    return gan(loop, fakes_without_gradients=True)
+    return gan(loop, gradient_free_half=True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 import weightcast
@@ -20,6 +21,7 @@ from tests.frameworks.helpers import (
     problem,
     trained_by_hand,
 )
+from tests.frameworks.loops import Attached, Written, batches, gan_iteration
 from tests.helpers import same, weights
 from tests.oracles.by_hand import ByHand
 
@@ -162,6 +164,141 @@ def test_lightning_bf16_mixed(tmp_path: Path) -> None:
     assert largest_difference(module.net, reference) < 1e-5
 
 
+HALF = "attach; fp16 on a CPU needs the plugin or wrapper with a scaler of one's own"
+
+
+def in_half_precision(init_scale: float) -> nn.Module:
+    """By hand: one epoch under float16 autocast and a scaler, whose first steps overflow."""
+    model = network(torch.float32)
+    running = Written(model, adamw(model))
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    skipped = []
+    for x, y in zip(*(t.split(BATCH) for t in problem(torch.float32)), strict=True):
+
+        def loss(x: Tensor = x, y: Tensor = y) -> Tensor:
+            with torch.autocast("cpu", torch.float16):
+                return mean_square(model, x, y)
+
+        skipped.append(running.scaled(scaler, loss))
+    assert True in skipped
+    assert False in skipped
+    return model
+
+
+@pytest.mark.cell("Lightning", "16-mixed, with overflows", HALF)
+def test_lightning_16_mixed(tmp_path: Path) -> None:
+    """R7, R22: precision="16-mixed" itself turns into bf16-mixed where there is no GPU."""
+    plugins = pytest.importorskip("lightning.pytorch.plugins.precision")
+    lightning = pytest.importorskip("lightning")
+    module = lightning_module("the LightningModule", manual=False, gamma=1.0)
+    module.net.float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False,
+        plugins=[plugins.MixedPrecision("16-mixed", "cpu", scaler)],
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(*problem(torch.float32)), batch_size=BATCH))
+    assert largest_difference(module.net, in_half_precision(2.0**18)) < 1e-5
+
+
+@pytest.mark.cell("Lightning", "several optimizers", "attach each to its network")
+def test_lightning_with_several_optimizers(tmp_path: Path) -> None:
+    """R22: a GAN by manual optimization."""
+    lightning = pytest.importorskip("lightning")
+
+    class Manual(Attached):
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer = optimizer
+
+    class Gan(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nets = nn.ModuleList([network(), network()])
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], index: int) -> None:
+            gan_iteration(self.nets, [Manual(o) for o in self.optimizers()], *batch)
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            optimizers = [adamw(net) for net in self.nets]
+            for net, optimizer in zip(self.nets, optimizers, strict=True):
+                weightcast.attach(net, optimizer, STEPS)
+            return optimizers
+
+        def validation_step(self, *_: Any) -> None:
+            pass
+
+    module = Gan()
+    fit(module, tmp_path, epochs=2)
+    nets = nn.ModuleList([network(), network()])
+    running = [Written(net, adamw(net)) for net in nets]
+    for noise, real in batches(2):
+        gan_iteration(nets, running, noise, real)
+    module.state_dict()  # puts θ back: the discriminator's last forward was the generator's
+    assert largest_difference(module.nets, nets) < 1e-13
+
+
+@pytest.mark.cell("Lightning", "StochasticWeightAveraging")
+def test_lightning_stochastic_weight_averaging(tmp_path: Path) -> None:
+    """R6, R22: the mean of the true weights at the epochs' ends, at its own learning rates."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    rates = []
+
+    class Rates(callbacks.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = lightning_module("the LightningModule", manual=False, gamma=1.0)
+    swa = callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=2)
+    fit(module, tmp_path, epochs=4, callbacks=[swa, Rates()])
+    assert len(set(rates)) > 1
+    expected = network()
+    running, average = Written(expected, adamw(expected)), AveragedModel(expected)
+    for count, (rate, (x, y)) in enumerate(zip(rates, batches(4), strict=True), 1):
+        running.optimizer.param_groups[0]["lr"] = rate
+        running.iterate(lambda x=x, y=y: mean_square(expected, x, y).backward())
+        if count in (4, 8, 12):
+            average.update_parameters(expected)
+    assert largest_difference(module.net, average.module) < 1e-13
+
+
+@pytest.mark.parametrize("order", ["before setup", "after setup"])
+@pytest.mark.parametrize(
+    "accumulate",
+    [
+        pytest.param(1, marks=pytest.mark.cell("Fabric", "setup")),
+        pytest.param(2, marks=pytest.mark.cell("Fabric", "no_backward_sync accumulation")),
+    ],
+)
+@pytest.mark.cell("Fabric", "save")
+def test_fabric(tmp_path: Path, order: str, accumulate: int) -> None:
+    """Attached to the plain objects, or to those that setup() returned."""
+    fabric = pytest.importorskip("lightning").Fabric(accelerator="cpu", devices=1)
+    model = network()
+    optimizer = adamw(model)
+    if order == "before setup":
+        weightcast.attach(model, optimizer, STEPS)
+    model, optimizer = fabric.setup(model, optimizer)
+    if order == "after setup":
+        weightcast.attach(model, optimizer, STEPS)
+    for count, (x, y) in enumerate(batches(EPOCHS), 1):
+        with fabric.no_backward_sync(model, enabled=count % accumulate > 0):
+            fabric.backward(mean_square(model, x, y) / accumulate)
+        if count % accumulate == 0:
+            fabric.clip_gradients(model, optimizer, max_norm=0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    expected = trained_by_hand(EPOCHS, accumulate=accumulate, clip=0.5)
+    assert largest_difference(model, expected) < 1e-13
+    theta = weights(model)
+    model(problem()[0])
+    fabric.save(tmp_path / "state.ckpt", {"model": model, "optimizer": optimizer})
+    saved = torch.load(tmp_path / "state.ckpt", weights_only=True)
+    assert same(list(saved["model"].values()), theta)
+
+
 @pytest.mark.cell("Lightning", "EMA (WeightAveraging)")
 def test_lightning_weight_averaging(tmp_path: Path) -> None:
     """R6, R22: the average is one of true weights."""
@@ -227,6 +364,50 @@ def test_accelerate(tmp_path: Path, order: str, accumulate: int, clip: float | N
     accelerator.save_state(tmp_path, safe_serialization=False)
     saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert same(list(saved.values()), theta)
+
+
+@pytest.mark.cell("Accelerate", "bf16")
+def test_accelerate_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is a plain loop under autocast."""
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setattr(accelerate.state.AcceleratorState, "_shared_state", {})
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    model, expected = network(torch.float32), network(torch.float32)
+    optimizer = adamw(model)
+    data = DataLoader(TensorDataset(*problem(torch.float32)), batch_size=BATCH)
+    model, optimizer, data = accelerator.prepare(model, optimizer, data)
+    weightcast.attach(model, optimizer, STEPS)
+    running = Written(expected, adamw(expected))
+    for x, y in data:
+        accelerator.backward(mean_square(model, x, y))
+        optimizer.step()
+        optimizer.zero_grad()
+
+        def backward(x: Tensor = x, y: Tensor = y) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                output = expected(x)
+            mean_square(lambda _: output.float(), x, y).backward()
+
+        running.iterate(backward)
+    assert largest_difference(model, expected) < 1e-5
+
+
+@pytest.mark.cell("Accelerate", "fp16, with overflows", HALF)
+def test_accelerate_in_float16() -> None:
+    """R7, R23: mixed_precision="fp16" itself refuses a CPU."""
+    wrappers = pytest.importorskip("accelerate.optimizer")
+    pytest.importorskip("accelerate").Accelerator(cpu=True)
+    model = network(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    optimizer = wrappers.AcceleratedOptimizer(adamw(model), scaler=scaler)
+    weightcast.attach(model, optimizer, STEPS)
+    for x, y in zip(*(t.split(BATCH) for t in problem(torch.float32)), strict=True):
+        with torch.autocast("cpu", torch.float16):
+            loss = mean_square(model, x, y)
+        scaler.scale(loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert largest_difference(model, in_half_precision(2.0**18)) < 1e-5
 
 
 # --- Hugging Face --------------------------------------------------------------------------------
