@@ -76,9 +76,8 @@ def attach(
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(optimizer, Optimizer):
-        raise InvalidTypeError(
-            f"optimizer must be a torch.optim.Optimizer (not ZeRO: use FSDP2), got {type(optimizer)}."
-        )
+        name = type(optimizer).__name__
+        raise InvalidTypeError(f"optimizer must be a torch.optim.Optimizer, got {name}{_ZERO}.")
     inner, hooks = getattr(optimizer, "optimizer", optimizer), "_optimizer_step_pre_hooks"
     # a framework's wrapper has no hooks of its own: look inside
     if vars(optimizer).get(hooks) is None or vars(optimizer)[hooks] is vars(inner).get(hooks):
@@ -123,3 +122,6 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
                 "weight prediction is attached to these parameters already; call detach() on the "
                 "earlier WeightPrediction first, or set its steps."
             )
+
+
+_ZERO = " (ZeRO trains copies of the weights, which cannot be predicted: FSDP2 does not)"
