@@ -13,8 +13,8 @@ import pytest
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-PACKAGES = ["torch", "lightning", "transformers", "accelerate", "timm", "pytorch_optimizer",
-            "schedulefree", "safetensors", "bitsandbytes"]  # fmt: skip
+PACKAGES = ["torch", "lightning", "transformers", "accelerate", "peft", "trl", "timm", "deepspeed",
+            "bitsandbytes", "pytorch_optimizer", "schedulefree", "safetensors"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

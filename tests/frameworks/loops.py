@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import weightcast
-from tests.frameworks.helpers import BATCH, STEPS, mean_square, problem
+from tests.frameworks.helpers import BATCH, STEPS, mean_square, network, problem
 from tests.oracles.by_hand import ByHand, last_displacement
 
 
@@ -111,6 +111,14 @@ def trained(
     return model
 
 
+def adversaries() -> nn.ModuleList:
+    """A generator and its discriminator, always with the same initial weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        discriminator = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    return nn.ModuleList([network(), discriminator.double()])
+
+
 def gan_iteration(
     nets: nn.ModuleList,
     running: list[Any],
@@ -122,7 +130,7 @@ def gan_iteration(
     (generator, discriminator), (g, d) = nets, running
 
     def judged(samples: Tensor, verdict: float) -> Tensor:
-        logits = discriminator(samples.repeat(1, 3))
+        logits = discriminator(samples)
         expected = torch.full_like(logits, verdict)
         return nn.functional.binary_cross_entropy_with_logits(logits, expected)
 

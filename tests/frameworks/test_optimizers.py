@@ -17,6 +17,7 @@ from tests.frameworks.helpers import (
     train,
     trained_by_hand,
 )
+from tests.frameworks.loops import Loop, batches, difference
 
 pytestmark = [  # the packages' own
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -123,3 +124,25 @@ def test_torchs_own_optimizers() -> None:
 
         expected = trained_by_hand(EPOCHS, make=make, decoupled=False)
         assert largest_difference(trained(make), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "PagedAdamW8bit"])
+@pytest.mark.cell("bitsandbytes", "8-bit and paged optimizers")
+def test_bitsandbytes(name: str) -> None:
+    """The states are quantised: Δ is observed. Parameters of 4,096 elements or more are 8-bit."""
+    optim = pytest.importorskip("bitsandbytes").optim
+
+    def script(loop: Loop) -> torch.nn.Module:
+        model = torch.nn.Sequential(
+            torch.nn.Linear(3, 4096), torch.nn.Tanh(), torch.nn.Linear(4096, 1)
+        )
+        optimizer = getattr(optim, name)(model.parameters(), lr=1e-3, weight_decay=0.0)
+        running = loop(model, optimizer)
+        for x, y in batches():
+            x, y = x.float(), y.float()
+            running.iterate(lambda x=x, y=y: mean_square(model, x, y).backward())
+        state = optimizer.state[model[0].weight]
+        assert state["state1"].dtype is torch.uint8
+        return model
+
+    assert difference(script) < 1e-6

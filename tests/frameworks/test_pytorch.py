@@ -17,6 +17,7 @@ from tests.frameworks.loops import (
     Loop,
     Script,
     Written,
+    adversaries,
     batches,
     difference,
     gan_iteration,
@@ -241,7 +242,7 @@ def rollouts(loop: Loop) -> nn.Module:
 
 def gan(loop: Loop, gradient_free_half: bool = False) -> nn.Module:
     """Two models with two optimizers; the generator's loss goes through the discriminator."""
-    nets = nn.ModuleList([network(), network()])
+    nets = adversaries()
     running = [loop(net, torch.optim.AdamW(net.parameters(), lr=LR)) for net in nets]
     for noise, real in batches():
         gan_iteration(nets, running, noise, real, gradient_free_half)
@@ -323,6 +324,26 @@ def test_a_scheduler(name: str) -> None:
         return trained(loop, model, optimizer=optimizer, after_step=step)
 
     assert difference(script) < 1e-13
+
+
+@pytest.mark.cell("PyTorch", "schedulers that cycle β₁ too", "attach; Δ is that of the present β₁")
+def test_a_scheduler_of_betas() -> None:
+    """R13: what holds for the learning rate holds for the betas: those in force count."""
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    prediction = weightcast.attach(model, optimizer, STEPS)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
+    for t, (x, y) in enumerate(batches(1), 1):
+        optimizer.zero_grad()
+        mean_square(model, x, y).backward()
+        optimizer.step()
+        scheduler.step()
+        (group,) = optimizer.param_groups
+        beta1, beta2 = group["betas"]
+        for p, delta in prediction.displacements():
+            m, v = optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+            expected = group["lr"] * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
+            torch.testing.assert_close(delta, expected, rtol=0, atol=1e-14)
 
 
 def test_no_scheduler_is_missing() -> None:

@@ -21,7 +21,15 @@ from tests.frameworks.helpers import (
     problem,
     trained_by_hand,
 )
-from tests.frameworks.loops import Attached, Written, batches, gan_iteration
+from tests.frameworks.loops import (
+    Attached,
+    Loop,
+    Written,
+    adversaries,
+    batches,
+    difference,
+    gan_iteration,
+)
 from tests.helpers import same, weights
 from tests.oracles.by_hand import ByHand
 
@@ -215,7 +223,7 @@ def test_lightning_with_several_optimizers(tmp_path: Path) -> None:
     class Gan(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.nets = nn.ModuleList([network(), network()])
+            self.nets = adversaries()
             self.automatic_optimization = False
 
         def training_step(self, batch: list[Tensor], index: int) -> None:
@@ -232,7 +240,7 @@ def test_lightning_with_several_optimizers(tmp_path: Path) -> None:
 
     module = Gan()
     fit(module, tmp_path, epochs=2)
-    nets = nn.ModuleList([network(), network()])
+    nets = adversaries()
     running = [Written(net, adamw(net)) for net in nets]
     for noise, real in batches(2):
         gan_iteration(nets, running, noise, real)
@@ -425,7 +433,7 @@ def language_model() -> nn.Module:
 SENTENCES = torch.randint(0, 32, (16, 8), generator=torch.Generator().manual_seed(0))
 
 
-def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int) -> Any:
+def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int, **options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     examples = [{"input_ids": tokens, "labels": tokens} for tokens in SENTENCES]
@@ -434,7 +442,7 @@ def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int) -> Any:
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(examples)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     weightcast.attach(model, optimizer, STEPS)
     arguments = transformers.TrainingArguments(
@@ -449,6 +457,7 @@ def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int) -> Any:
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **options,
     )
     return InOrder(
         model=model,
@@ -459,9 +468,21 @@ def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int) -> Any:
     )
 
 
-def language_model_by_hand(epochs: int) -> nn.Module:
-    model = language_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def trainable(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def with_adapters() -> nn.Module:
+    """Only the adapters train; neither of their factors is zero at first."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    return peft.get_peft_model(language_model(), config).double()
+
+
+def language_model_by_hand(epochs: int, model: nn.Module | None = None) -> nn.Module:
+    model = language_model() if model is None else model
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     by_hand = ByHand(optimizer, STEPS, decoupled=True)
     for _ in range(epochs):
@@ -499,3 +520,83 @@ def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
     resumed = language_model()
     hugging_face_trainer(resumed, tmp_path, EPOCHS).train(resume_from_checkpoint=str(first))
     assert largest_difference(resumed, model) < 1e-12
+
+
+@pytest.mark.cell("Hugging Face Trainer", "gradient_checkpointing")
+def test_hugging_face_trainer_with_checkpointing(tmp_path: Path) -> None:
+    """R4: what is recomputed in backward is recomputed at the forecast."""
+    model = language_model()
+    hugging_face_trainer(model, tmp_path, 2, gradient_checkpointing=True).train()
+    assert model.is_gradient_checkpointing
+    assert largest_difference(model, language_model_by_hand(2)) < 1e-12
+
+
+@pytest.mark.cell("Hugging Face Trainer", "LoRA (PEFT)")
+def test_hugging_face_trainer_of_adapters(tmp_path: Path) -> None:
+    model = with_adapters()
+    hugging_face_trainer(model, tmp_path, 2).train()
+    assert largest_difference(model, language_model_by_hand(2, with_adapters())) < 1e-12
+
+
+@pytest.mark.cell("PEFT", "a reference pass with the adapters disabled (DPO)")
+def test_a_reference_pass_without_adapters() -> None:
+    """Between forward and backward, under no_grad."""
+
+    def script(loop: Loop) -> nn.Module:
+        model = with_adapters()
+        running = loop(model, torch.optim.AdamW(trainable(model), lr=1e-2, weight_decay=0.0))
+        for batch in SENTENCES.split(4):
+
+            def backward(batch: Tensor = batch) -> None:
+                logits = model(input_ids=batch).logits
+                with torch.no_grad(), model.disable_adapter():
+                    reference = model(input_ids=batch).logits
+                (logits - reference).square().mean().backward()
+
+            running.iterate(backward)
+        return model
+
+    assert difference(script) < 1e-12
+
+
+@pytest.mark.cell("TRL", "SFTTrainer, with LoRA")
+def test_trl_fine_tunes(tmp_path: Path) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    tokenizers, transformers = map(pytest.importorskip, ("tokenizers", "transformers"))
+    words = tokenizers.models.WordLevel({f"w{i}": i for i in range(32)}, unk_token="w0")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words), pad_token="w31", eos_token="w30"
+    )
+
+    class InOrder(trl.SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    model = with_adapters()
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    weightcast.attach(model, optimizer, STEPS)
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        max_grad_norm=0.5,
+        save_strategy="no",
+        logging_strategy="no",
+        gradient_checkpointing=False,
+        bf16=False,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_dict({"input_ids": SENTENCES.tolist()}),
+        optimizers=(optimizer, scheduler),
+    )
+    trainer.train()
+    expected = language_model_by_hand(2, with_adapters())
+    assert largest_difference(model, expected) < 1e-6  # its loss is in float32
