@@ -157,4 +157,10 @@ def difference(script: Script) -> float:
     for loop in (Attached, Written):
         torch.manual_seed(0)
         ends.append(script(loop).state_dict().values())  # saved at θ
-    return max((a - b).abs().max().item() for a, b in zip(*ends, strict=True))
+    gaps = ((plain(a) - plain(b)).abs() for a, b in zip(*ends, strict=True))
+    return max(gap.max().item() for gap in gaps if gap.numel())
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
