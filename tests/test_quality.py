@@ -134,11 +134,20 @@ def test_the_compatibility_page_comes_from_the_committed_results() -> None:
     assert all(cell.get("sentence") for cell in cells if cell["support"] == "refused")
 
 
-def test_the_benchmark_page_comes_from_the_committed_measurements() -> None:
-    """As `benchmarks/step_cost.py --page` writes it."""
-    page = runpy.run_path(str(ROOT / "benchmarks" / "step_cost.py"))["page"]
-    found = json.loads((ROOT / "benchmarks" / "results" / "step-cost.json").read_bytes())
-    assert (ROOT / "docs" / "benchmarks.md").read_text() == page(found)
+@pytest.mark.parametrize(
+    ("script", "results", "document"),
+    [
+        ("step_cost.py", "step-cost.json", "benchmarks.md"),
+        ("batch_norm.py", "batch-norm.json", "batch-norm.md"),
+    ],
+)
+def test_benchmark_pages_come_from_the_committed_measurements(
+    script: str, results: str, document: str
+) -> None:
+    """As `python benchmarks/SCRIPT --page` writes them."""
+    page = runpy.run_path(str(ROOT / "benchmarks" / script))["page"]
+    found = json.loads((ROOT / "benchmarks" / "results" / results).read_bytes())
+    assert (ROOT / "docs" / document).read_text() == page(found)
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
