@@ -122,11 +122,8 @@ def _number(values: list[float], sign: str = "") -> str:
 
 _REMEDY = [
     "± is half the 95% t interval over seeds; s = 0 is plain AdamW, whose running statistics lag",
-    "behind the weights all the same. Those of the true weights are gathered by",
-    "",
-    "```python",
-    "torch.optim.swa_utils.update_bn(loader, model)  # in training mode, under no_grad: at θ",
-    "```",
+    "behind the weights all the same. `torch.optim.swa_utils.update_bn(loader, model)`, after a",
+    "step, gathers those of the true weights: [an example](faq.md#batchnorm).",
 ]
 
 

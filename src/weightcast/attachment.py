@@ -76,8 +76,7 @@ def attach(
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(optimizer, Optimizer):
-        name = type(optimizer).__name__
-        raise InvalidTypeError(f"optimizer must be a torch.optim.Optimizer, got {name}{_ZERO}.")
+        raise InvalidTypeError(_WRONG.format(type(optimizer).__name__))
     inner, hooks = getattr(optimizer, "optimizer", optimizer), "_optimizer_step_pre_hooks"
     # a framework's wrapper has no hooks of its own: look inside
     if vars(optimizer).get(hooks) is None or vars(optimizer)[hooks] is vars(inner).get(hooks):
@@ -124,4 +123,4 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
             )
 
 
-_ZERO = " (ZeRO trains copies of the weights, which cannot be predicted: FSDP2 does not)"
+_WRONG = "optimizer must be a torch.optim.Optimizer, got {}; in place of ZeRO use FSDP2."
