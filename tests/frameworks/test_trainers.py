@@ -172,7 +172,7 @@ def test_lightning_bf16_mixed(tmp_path: Path) -> None:
     assert largest_difference(module.net, reference) < 1e-5
 
 
-HALF = "attach; fp16 on a CPU needs the plugin or wrapper with a scaler of one's own"
+HALF = "attach (tested on a CPU, with a scaler given to it: the setting itself wants a GPU)"
 
 
 def in_half_precision(init_scale: float) -> nn.Module:
