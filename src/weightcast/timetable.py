@@ -46,7 +46,10 @@ class Timetable:
         self, prediction: WeightPrediction, model: nn.Module, optimizer: Optimizer
     ) -> None:
         self.prediction = prediction
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_state_dict_pre_hook(self._before_access),
+            optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
+        ]
         self._evaluations: list[Callable[[], None]] = []  # under way: what is to follow each
         self._sharded = weakref.WeakSet[Any](m for m in model.modules() if hasattr(m, "reshard"))
         self._place = False
@@ -60,10 +63,6 @@ class Timetable:
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),
             ]
-        self._handles += [
-            optimizer.register_state_dict_pre_hook(self._before_access),
-            optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
-        ]
         for module in model.modules():  # a part may be saved, loaded or copied on its own
             self._handles += [
                 module.register_state_dict_pre_hook(self._before_access),
@@ -200,11 +199,13 @@ def _plain_state(reference: Callable[[], Any]) -> Any:
     thing = reference()
     for prediction in _owners(thing):
         prediction.restore()
-    kind: Any = type(thing)
-    state = kind.__getstate__(thing)
+    state = thing.__class__.__getstate__(thing)
     if isinstance(state, dict):
         state = {name: value for name, value in state.items() if name != "__getstate__"}
         for name, table in state.items():
             if name.endswith("_hooks"):
                 state[name] = type(table)((i, h) for i, h in table.items() if not _owner(h))
+        if always := state.get("_forward_hooks_always_called"):  # the numbers of some of them
+            always = type(always)((i, v) for i, v in always.items() if i in state["_forward_hooks"])
+            state["_forward_hooks_always_called"] = always
     return state
