@@ -37,6 +37,9 @@ from weightcast_lab.study import (
 REFERENCE = "adamw"
 LEVEL = 0.05
 
+MISSING = "missing"
+"""The problem of a method that has no runs."""
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -67,6 +70,11 @@ class AnswerRow:
     effects: tuple[Effect, ...]
     overall: Effect
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything to show: runs compared or diverged, on any workload."""
+        return any(e.change is not None or "diverged" in e.problem for e in self.effects)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -76,6 +84,11 @@ class Answer:
     reference: str
     workloads: tuple[str, ...]
     rows: tuple[AnswerRow, ...]
+
+    @property
+    def begun(self) -> list[AnswerRow]:
+        """The rows that have something to show."""
+        return [row for row in self.rows if row.is_begun]
 
     @property
     def verdict(self) -> str:
@@ -149,6 +162,11 @@ def _with_undelayed(experiment: Results, others: Iterable[Results]) -> Results:
 def asked(found: Iterable[Answer], *keys: str) -> list[Answer]:
     """The answers to the questions of these keys, as far as there are any."""
     return [answer for answer in found if answer.question.key in keys]
+
+
+def begun(found: Iterable[Answer]) -> list[Answer]:
+    """Those that have anything to show."""
+    return [answer for answer in found if answer.begun]
 
 
 def versus_plain(found: Iterable[Answer]) -> list[Answer]:
@@ -253,7 +271,7 @@ def problem_of(experiment: Results, name: str) -> str:
     if diverged:
         parts.append(f"{len(diverged)} of {seeds} diverged")
     if len(own) < seeds:
-        parts.append("missing" if not own else f"{seeds - len(own)} of {seeds} missing")
+        parts.append(MISSING if not own else f"{seeds - len(own)} of {seeds} missing")
     return ", ".join(parts)
 
 

@@ -127,7 +127,7 @@ def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: in
     rows = [
         (row.label, dict(zip(answer.workloads, row.effects, strict=True)) | {mean: row.overall})
         for answer in found
-        for row in answer.rows
+        for row in answer.begun
     ]
     figure, panels = panels_of(len(titles), columns, theme, 0.3 * len(rows) + 1.4)
     tones = {"better": theme.better, "worse": theme.worse, "": theme.soft}
@@ -169,7 +169,7 @@ def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
     """How the final loss depends on how far ahead is predicted: each workload, and their mean."""
     about = {answer.question.key: answer for answer in found}
     workloads = about["adamw"].workloads
-    rows = [row for row in about["adamw"].rows if not METHODS[row.name].decaying]
+    rows = [row for row in about["adamw"].begun if not METHODS[row.name].decaying]
     steps = [0.0, *(METHODS[row.name].steps or 0.0 for row in rows)]
 
     def line(effects: Sequence[Effect]) -> Array:

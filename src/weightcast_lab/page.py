@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.evidence import answers, asked, series_of, versus_plain
+from weightcast_lab.evidence import answers, asked, begun, series_of, versus_plain
 from weightcast_lab.figures import (
     DARK,
     LIGHT,
@@ -143,7 +143,7 @@ def study_page(experiments: Sequence[Results]) -> str:
     for figure in study_figures(experiments):
         drawn = picture(figure.title, figure.draw)
         body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
-    for answer in found:
+    for answer in begun(found):
         rows = []
         for (label, _), *cells in study_tables.answer_cells(answer):
             tags = [f"<th>{html.escape(label)}</th>"]
@@ -213,7 +213,7 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         if any(wanted["name"] in names for e in late for wanted in e["wanted"]):
             title = f"Final loss against the delay of the gradients: {whose}"
             figures.append(StudyFigure(key, title, partial(draw_delays, late, names)))
-    found = answers(experiments)
+    found = begun(answers(experiments))
     if any(answer.question.key == "adamw" for answer in found):
         title = "Final loss against the steps predicted ahead"
         figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))

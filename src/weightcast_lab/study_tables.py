@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.evidence import (
+    MISSING,
     QUANTITIES,
     Answer,
     AnswerRow,
@@ -21,6 +22,7 @@ from weightcast_lab.evidence import (
     WorkloadRow,
     answers,
     asked,
+    begun,
     problem_of,
     recommendations,
     series_of,
@@ -109,7 +111,7 @@ def answer_cells(answer: Answer) -> list[list[tuple[str, str]]]:
             *((effect_text(effect), effect.verdict) for effect in row.effects),
             *([(overall_text(row), row.overall.verdict)] if several else []),
         ]
-        for row in answer.rows
+        for row in answer.begun
     ]
 
 
@@ -143,6 +145,7 @@ def workload_cells(experiment: Results) -> list[list[str]]:
             NOTHING if row.memory is None else number(row.memory, 2),
         ]
         for row in workload_rows(experiment)
+        if row.problem != MISSING
     ]
 
 
@@ -211,7 +214,7 @@ def markdown(experiments: Sequence[Results]) -> str:
     parts = ["**What the study found**\n\n"]
     parts += [f"- {q} **{v}**. {why}\n" for q, v, why in verdicts(experiments)]
     parts += ["\n**What to set**\n\n", *(f"- {said}\n" for said in advice(experiments))]
-    for answer in answers(experiments):
+    for answer in begun(answers(experiments)):
         rows = [
             [f"**{text}**" if verdict else text for text, verdict in row]
             for row in answer_cells(answer)
@@ -364,7 +367,7 @@ STYLES = {"better": "bold green", "worse": "bold red", "": ""}
 def terminal(experiments: Sequence[Results]) -> RenderableType:
     """The questions' tables, verdicts, what to set, notes."""
     parts: list[RenderableType] = []
-    for answer in answers(experiments):
+    for answer in begun(answers(experiments)):
         drawn = Table(title=answer.question.text, title_style="bold", header_style="bold")
         for position, name in enumerate(answer_header(answer)):
             drawn.add_column(name, justify="right" if position else "left", vertical="middle")

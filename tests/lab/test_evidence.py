@@ -211,6 +211,25 @@ def test_what_is_missing_is_said_and_the_rest_compared():
     assert "Workload <three>: all methods: 1 of 5 missing." in notes
 
 
+def test_what_is_not_begun_is_named_below_the_tables_alone():
+    experiments = whole(BETTER, names=["adamw", "adamw-s3"])
+    for e in experiments:
+        e["wanted"] += [
+            {"name": name, "label": METHODS[name].label} for name in ("adamw-s5", "sgd")
+        ]
+    text = markdown(experiments)
+    assert "| AdamW s=3 |" in text
+    assert "| AdamW s=5 |" not in text
+    assert "Does NAdamW improve AdamW? **not tested here**" not in text
+    assert "Do other optimizers, plain, do better than AdamW?** Change" not in text
+    assert "Workload <one>: AdamW s=5, SGD: missing." in text
+    experiments[0]["runs"].append(run("adamw-s5", 0, losses_of(1.0), diverged_at=3))
+    experiments[0]["methods"].append(
+        experiments[0]["methods"][1] | {"key": "adamw-s5-lr0.01", "name": "adamw-s5"}
+    )
+    assert "| AdamW s=5 |" in markdown(experiments)
+
+
 def test_nothing_but_wanted():
     experiments = [experiment(key, []) for key in WORKLOADS]
     assert {answer.verdict for answer in answers(experiments)} == {"not tested here"}
