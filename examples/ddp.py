@@ -36,14 +36,14 @@ def main(steps=3, epochs=20):
         with torch.no_grad():
             losses.append(mse_loss(model(x), y).item())
     mine = nn.utils.parameters_to_vector(model.parameters()).detach()
-    first = mine.clone()
-    dist.broadcast(first, src=0)
-    return losses, torch.equal(mine, first)
+    everybodys = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(everybodys, mine)
+    return losses, all(torch.equal(mine, other) for other in everybodys)
 
 
 if __name__ == "__main__":
     losses, agree = main()
     if dist.get_rank() == 0:
         print(f"loss {losses[0]:.3f} after the first epoch, {losses[-1]:.3f} after the last")
-    print(f"process {dist.get_rank()}: {'the same' if agree else 'other'} weights as process 0")
+        print(f"{'the same' if agree else 'different'} weights in {dist.get_world_size()} processes")
     dist.destroy_process_group()
