@@ -45,5 +45,6 @@ if __name__ == "__main__":
     losses, agree = main()
     if dist.get_rank() == 0:
         print(f"loss {losses[0]:.3f} after the first epoch, {losses[-1]:.3f} after the last")
-        print(f"{'the same' if agree else 'different'} weights in {dist.get_world_size()} processes")
+        which = "the same" if agree else "different"
+        print(f"{which} weights in {dist.get_world_size()} processes")
     dist.destroy_process_group()

@@ -111,16 +111,22 @@ def test_importing_is_cheap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "results"),
-    [("README.md", "results/digits"), ("docs/reproduction.md", "results/desk")],
+    ("document", "results", "brief"),
+    [
+        ("README.md", "results/study", True),
+        ("docs/results.md", "results/study", False),
+        ("docs/results.md", "results/digits", False),
+        ("docs/results.md", "results/foresight", False),
+        ("docs/reproduction.md", "results/desk", False),
+    ],
 )
 def test_printed_numbers_come_from_committed_results(
-    tmp_path: Path, document: str, results: str
+    tmp_path: Path, document: str, results: str, brief: bool
 ) -> None:
     """What `weightcast report RESULTS --into DOCUMENT` writes is what stands there."""
     copy = tmp_path / "copy.md"
     copy.write_text((ROOT / document).read_text())
-    insert(copy, results, load_results(ROOT / results / "results.json"))
+    insert(copy, results, load_results(ROOT / results / "results.json"), brief=brief)
     assert copy.read_text() == (ROOT / document).read_text()
     assert "AdamW s=3 |" in copy.read_text()
 

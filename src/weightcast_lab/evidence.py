@@ -367,6 +367,24 @@ def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str])
     return said
 
 
+def _best_in_places(answer: Answer) -> str:
+    """The row that is better on most workloads, where none is on average."""
+
+    def places(row: AnswerRow, verdict: str) -> list[str]:
+        both = zip(answer.workloads, row.effects, strict=True)
+        return [workload for workload, effect in both if effect.verdict == verdict]
+
+    best = max(answer.rows, key=lambda row: len(places(row, "better")) - len(places(row, "worse")))
+    if not (better := places(best, "better")):
+        return "there is nothing to set."
+    worse = places(best, "worse")
+    where = f"worse on {'; '.join(worse)}" if worse else "shown to be worse on none"
+    return (
+        f"{best.label} is better on {len(better)} of {len(best.effects)} tasks "
+        f"({'; '.join(better)}) and {where}: worth a comparison on your own."
+    )
+
+
 def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
     good = [
         (row.overall.change.mean, row)
@@ -377,8 +395,8 @@ def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
         return f"{answer.reference}: not tested here."
     if not good:
         return (
-            f"{answer.reference}: no forecast is shown to improve it on average; there is nothing "
-            "to set."
+            f"{answer.reference}: no forecast is shown to improve it on average; "
+            + _best_in_places(answer)
         )
     _, best = min(good, key=lambda pair: pair[0])
     assert best.overall.change is not None  # of those above

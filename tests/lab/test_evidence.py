@@ -294,6 +294,16 @@ def test_advice_is_the_lowest_mean_of_what_is_better():
     assert "nothing to set" in advice({})[0]
 
 
+def test_advice_where_a_forecast_is_better_in_places_and_not_on_average():
+    noisy = whole({}, names=["adamw", "adamw-s1", "adamw-s3"], keys=["one"], scatter=0.5)
+    clear = whole(BETTER, names=["adamw", "adamw-s1", "adamw-s3"], keys=["two"])
+    found = answers(noisy + clear)
+    assert asked(found, "adamw")[0].verdict == "no difference shown"
+    (said, *_) = recommendations(found, lambda c: number(c.mean, 2))
+    assert "no forecast is shown to improve it on average; AdamW s=" in said
+    assert "is better on 1 of 2 tasks (Workload <two>) and shown to be worse on none" in said
+
+
 def test_changes_in_per_cent():
     (answer,) = asked(answers(whole({"adamw-s3": np.log(0.9)}, scatter=0.0)), "adamw")
     row = row_of(answer, "adamw-s3")
