@@ -657,6 +657,18 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     assert not optimizer.state
 
 
+def test_decaying_steps_may_be_infinite_under_attach() -> None:
+    """They are the optimizer's: what it takes, the handle takes, and no other (R31)."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = weightcast.AdamW(model.parameters(), decaying=True)
+    prediction = weightcast.attach(model, optimizer, steps=float("inf"))
+    assert prediction.decaying
+    assert optimizer.param_groups[0]["prediction_steps"] == float("inf")
+    prediction.detach()
+    with pytest.raises(weightcast.InvalidArgumentError, match="between"):
+        weightcast.attach(model, weightcast.AdamW(model.parameters()), steps=float("inf"))
+
+
 @pytest.mark.parametrize("options", [{"rule": "observed"}, {"decaying": True}])
 def test_its_forecast_is_its_own(options: dict) -> None:
     model = Recorder()

@@ -24,7 +24,7 @@ class AdamWPrediction(WeightPrediction):
     @steps.setter
     def steps(self, value: float) -> None:
         optimizer = self._optimizer()
-        self._steps = checked_steps(value, "steps", optimizer is not None and optimizer.decaying)
+        self._steps = checked_steps(value, "steps", self.decaying)
         if optimizer is not None:
             for holder in (optimizer.defaults, *optimizer.param_groups):
                 holder[STEPS] = self._steps

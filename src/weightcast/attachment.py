@@ -82,12 +82,14 @@ def attach(
     if vars(optimizer).get(hooks) is None or vars(optimizer)[hooks] is vars(inner).get(hooks):
         optimizer = inner
     check_supported(optimizer)
-    kind = AdamWPrediction if isinstance(optimizer, AdamW) else WeightPrediction
-    if kind is AdamWPrediction and (rule is not None or decaying or weight_decay):
-        raise InvalidArgumentError(
-            f"{type(optimizer).__name__} makes its own forecast: rule, decaying and weight_decay "
-            "do not apply to it here; see its own arguments."
-        )
+    kind = WeightPrediction
+    if isinstance(optimizer, AdamW):
+        if rule is not None or decaying or weight_decay:
+            raise InvalidArgumentError(
+                f"{type(optimizer).__name__} makes its own forecast: rule, decaying and "
+                "weight_decay do not apply to it here; see its own arguments."
+            )
+        kind, decaying = AdamWPrediction, optimizer.decaying
     ahead = 3.0 if steps is None else steps
     prediction = kind(ahead, decaying=decaying, weight_decay=weight_decay)
     the_rule = chosen_rule(optimizer, rule)
@@ -104,9 +106,7 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
     owned = {id(p) for p in model.parameters()}
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not owned:
-        raise InvalidArgumentError(
-            f"the model ({type(model).__name__}) has no parameters to predict."
-        )
+        raise InvalidArgumentError(f"the model ({type(model).__name__}) has no parameters.")
     if not owned & moved:
         raise InvalidArgumentError(
             "none of the optimizer's parameters belongs to the model: build the optimizer from "
