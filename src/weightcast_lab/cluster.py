@@ -10,6 +10,7 @@ import importlib
 import logging
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,8 +91,8 @@ def _run(
                 getattr(watcher, event)(jobs[number], *content)
 
     try:
-        while waiting or running:
-            while waiting and len(running) < slots:
+        while (is_more := bool(waiting) and time.time() < until) or running:
+            while is_more and waiting and len(running) < slots:
                 job = waiting.popleft()
                 # its folder must mean the same in another process's working directory
                 absolute = replace(job, files=replace(job.files, folder=job.files.folder.resolve()))
