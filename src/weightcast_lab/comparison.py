@@ -90,11 +90,16 @@ def methods_to_compare(
     """Every optimizer plain and with each of the steps, then the baselines, each once.
 
     Raises:
-        LabError: an optimizer does not exist, or steps are not possible.
+        LabError: an optimizer does not exist, steps are not possible, or two methods have one name.
     """
     methods = [Method(name, s) for name in optimizers for s in (None, *steps)]
     methods += [Method(name) for name in baselines if name != "none"]
-    return list(dict.fromkeys(methods))
+    methods = list(dict.fromkeys(methods))
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:  # their runs would be kept in one place
+            raise LabError(f"Two methods are called {name!r}: give one of them another name.")
+    return methods
 
 
 def with_learning_rates(

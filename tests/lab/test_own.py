@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from weightcast_lab.comparison import methods_to_compare
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
 from weightcast_lab.own import resolved
@@ -37,6 +38,28 @@ def test_its_options_are_those_of_its_function():
     assert make_task(SPIRALS, DataSource(), turns=3.0).facts["turns"] == 3.0
     with pytest.raises(LabError, match="did you mean 'turns'"):
         parse_options(SPIRALS, ["turn=3"])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("augment=False", False), ("augment=true", True), ("name=x", "x")]
+)
+def test_an_option_is_of_the_type_of_its_default(tmp_path, word, value):
+    (tmp_path / "mine.py").write_text("def Mine(source, *, augment=True, name='', sizes=()): ...")
+    mine = f"{tmp_path}/mine.py:Mine"
+    assert list(parse_options(mine, [word]).values()) == [value]
+    with pytest.raises(LabError, match="takes true or false, for example augment=True"):
+        parse_options(mine, ["augment=1"])
+    with pytest.raises(LabError, match="default of sizes must be a number, a text, True or False"):
+        parse_options(mine, ["sizes=3"])
+
+
+@pytest.mark.parametrize("steps", [[], [1.0, 1.0000001]])
+def test_two_methods_never_share_a_folder(tmp_path, steps):
+    (tmp_path / "other.py").write_text("import torch\nclass Lion(torch.optim.SGD): ...")
+    optimizers = [LION] if steps else [LION, f"{tmp_path}/other.py:Lion"]
+    with pytest.raises(LabError, match="Two methods are called 'Lion"):
+        methods_to_compare(optimizers, [], steps)
+    assert len(methods_to_compare([LION, LION], ["adamw", "adamw"], [])) == 2
 
 
 def test_the_optimizer_is_the_one_in_the_file():

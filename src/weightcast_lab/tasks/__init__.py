@@ -159,17 +159,29 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         if option not in known:
             raise unknown_name(f"option of the task {name!r}", option, known)
         kind = int if known[option] is None else type(known[option])
-        try:
-            options[option] = kind(value)
-        except ValueError:
+        if kind not in _KINDS:
             raise LabError(
-                f"--set {word} is not possible: {option} takes {_KINDS[kind]}, for example "
-                f"{option}={known[option] or 1000}."
+                f"--set {word} is not possible: the default of {option} must be a number, a text, "
+                "True or False."
+            )
+        read, what = _KINDS[kind]
+        try:
+            options[option] = read(value)
+        except (KeyError, ValueError):
+            raise LabError(
+                f"--set {word} is not possible: {option} takes {what}, for example "
+                f"{option}={1000 if known[option] is None else known[option]}."
             ) from None
     return options
 
 
-_KINDS: dict[type, str] = {int: "a whole number", float: "a number"}
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda word: {"true": True, "false": False}[word.lower()], "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a text"),
+}
+"""Of an option's default: how a word is read, and what it must be."""
 
 
 def refuse_source(name: str, source: DataSource) -> None:
