@@ -77,7 +77,7 @@ TABLES = {
 
 
 def _header(found: Sequence[Sight]) -> list[str]:
-    return ["Setting", "Method", *(f"s = {s}" for s in found[0].horizons)]
+    return ["Setting", "Method", *(f"s = {s}" for sight in found[:1] for s in sight.horizons)]
 
 
 def _cells(found: Sequence[Sight], quantity: str) -> list[list[str]]:
@@ -145,8 +145,11 @@ def draw(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
     """The workloads as they are, then what changes with β₁, learning rate and batch size."""
     found = sights(experiments)
     plain = [s for s in found if not s.experiment["varied"] and s.method == "AdamW"]
+    bases = {s.experiment["base"]: s for s in plain}
     varied = dict.fromkeys(
-        (s.experiment["base"], s.experiment["varied"]) for s in found if s.experiment["varied"]
+        (s.experiment["base"], s.experiment["varied"])
+        for s in found
+        if s.experiment["varied"] and s.experiment["base"] in bases
     )
     figure, panels = panels_of(4 + len(varied), columns, theme)
     with matplotlib.rc_context(figure_settings(theme)):
@@ -158,11 +161,11 @@ def draw(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
         ):
             _draw_lines(panel, [(s.label, s) for s in plain], quantity, "tab10")
             panel.set(title=title, ylabel=_LABELS[quantity])
-        _draw_perfect(panels[1], plain[0].horizons, [DEFAULT_BETA1], theme)
+        _draw_perfect(panels[1], plain[0].horizons if plain else [], [DEFAULT_BETA1], theme)
         panels[2].axhline(1, color=theme.ink, linewidth=1.0, linestyle="--")
         _draw_training(panels[3], plain)
         for panel, (base, what) in zip(panels[4:], varied, strict=True):
-            usual = next(s for s in plain if s.experiment["base"] == base)
+            usual = bases[base]
             others = [
                 s for s in found if (s.experiment["base"], s.experiment["varied"]) == (base, what)
             ]
@@ -200,7 +203,7 @@ def _draw_lines(
         color = palette(place if colors == "tab10" else 0.9 * place / max(1, len(lines) - 1))
         panel.plot(sight.horizons, sight.mean(quantity), color=color, marker="o", label=label)
     panel.set_xscale("log", base=2)
-    horizons = lines[0][1].horizons
+    horizons = lines[0][1].horizons if lines else ()
     panel.set_xticks(horizons, [str(s) for s in horizons])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_minor_formatter(NullFormatter())

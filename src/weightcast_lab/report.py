@@ -25,7 +25,7 @@ def is_reproduction(experiments: Sequence[Results]) -> bool:
 
 def is_study(experiments: Sequence[Results]) -> bool:
     """Whether these are the workloads of a study."""
-    return "workload" in experiments[0]
+    return "variant_of" in experiments[0]
 
 
 def is_foresight(experiments: Sequence[Results]) -> bool:

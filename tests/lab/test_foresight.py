@@ -130,8 +130,23 @@ def test_the_command_writes_tables_and_a_figure(weightcast, tmp_path, small):
     assert weightcast("report", out, "--into", page).code == 0
     assert tables in page.read_text()
 
+    brief = weightcast("report", out, "--markdown", "--brief")
+    assert (brief.code, brief.out) == (2, "")
+    assert "--brief is for a study" in brief.err
+
     missing = weightcast("foresight", "--out", out, "--seeds", 2, "--missing")
     assert missing.code == 0
     assert "5 of 10" in missing.out + missing.err
     result = json.loads((out / "smoke-digits/runs/adamw/seed-0/result.json").read_text())
     assert len(result["history"]["foresight"]) == 3
+
+    # what has failed is left out, and the rest is drawn
+    results = json.loads((out / "results.json").read_text())
+    for lost in ("smoke-digits", ""):
+        for experiment in results["experiments"]:
+            if experiment["key"].startswith(lost) and not (lost and experiment["varied"]):
+                experiment["runs"] = []
+        (out / "results.json").write_text(json.dumps(results))
+        drawn = weightcast("report", out)
+        assert drawn.code == 0, drawn.err
+        assert "missing or diverged" in " ".join(drawn.out.split())
