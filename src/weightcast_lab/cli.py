@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,13 @@ Json = Annotated[
         "--json", help="Print results.json, all numbers of all runs, instead of the tables."
     ),
 ]
+Missing = Annotated[
+    bool,
+    typer.Option(
+        "--missing",
+        help="Say what runs are left; compute them only if --minutes says for how long.",
+    ),
+]
 On = Annotated[
     str | None,
     typer.Option(
@@ -103,6 +111,15 @@ On = Annotated[
         show_default="this machine",
     ),
 ]
+
+
+def _out(default: str) -> Any:
+    """The option `--out` of a command that computes."""
+    return typer.Option(
+        help="Folder for the results. Finished runs in it are not repeated, interrupted ones go "
+        "on, also on another machine.",
+        show_default=default,
+    )
 
 
 @app.command(
@@ -216,14 +233,7 @@ def compare(
             show_default=False,
         ),
     ] = [],  # noqa: B006
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
-            "go on.",
-            show_default="weightcast-runs/TASK",
-        ),
-    ] = None,
+    out: Annotated[Path | None, _out("weightcast-runs/TASK")] = None,
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
@@ -244,7 +254,6 @@ def compare(
         parse_betas,
         parse_milestones,
         parse_numbers,
-        save_results,
         with_learning_rates,
     )
     from weightcast_lab.environment import check_precision
@@ -292,16 +301,11 @@ def compare(
         f"{settings.learning_rate:g}, on {chosen_device}"
     )
     done = _compute(experiment.jobs(), plan, chosen_device, jobs, _end(minutes), on)
-    if done.results:
-        path = save_results(
-            folder,
-            "comparison",
-            [content_of(experiment, done.results, done.failures)],
-            title=the_task.title,
-            command=_command(context, "compare"),
-        )
-        _show(path, folder, as_json)
-    done.exit()
+
+    def contents(*found: Any) -> list[dict[str, Any]]:
+        return [content_of(experiment, *found)]
+
+    done.report(context, folder, "comparison", contents, as_json, title=the_task.title)
 
 
 @app.command(
@@ -345,21 +349,8 @@ def reproduce(
     device: Device = "auto",
     data: Data = None,
     download: Download = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
-            "go on, also on another machine.",
-            show_default="weightcast-runs/reproduction-PRESET",
-        ),
-    ] = None,
-    missing: Annotated[
-        bool,
-        typer.Option(
-            "--missing",
-            help="Say which runs are left; compute them only if --minutes says for how long.",
-        ),
-    ] = False,
+    out: Annotated[Path | None, _out("weightcast-runs/reproduction-PRESET")] = None,
+    missing: Missing = False,
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
@@ -372,9 +363,8 @@ def reproduce(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import finished_results, in_order, save_results
+    from weightcast_lab.comparison import in_order
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.progress import print_missing, print_warning
     from weightcast_lab.reproduction import Wanted, contents_of, open_reproduction
     from weightcast_lab.tasks import DataSource
 
@@ -395,24 +385,14 @@ def reproduce(
     experiments = open_reproduction(wanted, folder)
     order = in_order(experiments)
     if missing:
-        console = Console(stderr=True)
-        finished = finished_results(order, partial(print_warning, console))
-        print_missing(Console(), [job for job in order if job not in finished], len(order))
+        _say_missing(order)
         if minutes is None:
             return
     plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
     done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
-    if done.results:
-        path = save_results(
-            folder,
-            "reproduction",
-            contents_of(experiments, done.results, done.failures),
-            title=f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}",
-            preset=preset,
-            command=_command(context, "reproduce"),
-        )
-        _show(path, folder, as_json)
-    done.exit()
+    title = f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}"
+    contents = partial(contents_of, experiments)
+    done.report(context, folder, "reproduction", contents, as_json, title=title, preset=preset)
 
 
 @app.command(
@@ -443,21 +423,8 @@ def study(
     device: Device = "auto",
     data: Data = None,
     download: Download = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
-            "go on, also on another machine.",
-            show_default="weightcast-runs/study; study-delay and study-smoke for these",
-        ),
-    ] = None,
-    missing: Annotated[
-        bool,
-        typer.Option(
-            "--missing",
-            help="Say how many runs are left; compute them only if --minutes says for how long.",
-        ),
-    ] = False,
+    out: Annotated[Path | None, _out("weightcast-runs/study, or study-delay, study-smoke")] = None,
+    missing: Missing = False,
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
@@ -470,7 +437,7 @@ def study(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import finished_results, save_results
+    from weightcast_lab.comparison import finished_results
     from weightcast_lab.progress import print_phases, print_warning
     from weightcast_lab.tasks import DataSource
     from weightcast_lab.tuning import contents_of, open_study
@@ -505,17 +472,9 @@ def study(
             failures |= done.failures
         else:
             results |= finished_results(order, partial(print_warning, console))
-    if results:
-        path = save_results(
-            folder,
-            "study",
-            contents_of(opened, results, failures),
-            title="Where forecasting the weights helps",
-            names=chosen,
-            command=_command(context, "study"),
-        )
-        _show(path, folder, as_json)
-    _Done(results, failures, runs).exit()
+    title, contents = "Where forecasting the weights helps", partial(contents_of, opened)
+    done = _Done(results, failures, runs)
+    done.report(context, folder, "study", contents, as_json, title=title, names=chosen)
 
 
 @app.command(
@@ -530,21 +489,8 @@ def foresight(
     device: Device = "auto",
     data: Data = None,
     download: Download = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
-            "go on, also on another machine.",
-            show_default="weightcast-runs/foresight",
-        ),
-    ] = None,
-    missing: Annotated[
-        bool,
-        typer.Option(
-            "--missing",
-            help="Say which runs are left; compute them only if --minutes says for how long.",
-        ),
-    ] = False,
+    out: Annotated[Path | None, _out("weightcast-runs/foresight")] = None,
+    missing: Missing = False,
     minutes: Minutes = None,
     jobs: Jobs = None,
     on: On = None,
@@ -557,9 +503,8 @@ def foresight(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import finished_results, in_order, save_results
+    from weightcast_lab.comparison import in_order
     from weightcast_lab.foresight_study import contents_of, open_foresight
-    from weightcast_lab.progress import print_missing, print_warning
     from weightcast_lab.tasks import DataSource
 
     chosen_device = _device(device, on)
@@ -568,23 +513,13 @@ def foresight(
     opened = open_foresight(source, chosen_device, folder, seeds)
     order = in_order([experiment for _, experiment in opened])
     if missing:
-        console = Console(stderr=True)
-        finished = finished_results(order, partial(print_warning, console))
-        print_missing(Console(), [job for job in order if job not in finished], len(order))
+        _say_missing(order)
         if minutes is None:
             return
     plan = f"Forecasts beside what came: {{}} on {chosen_device}"
     done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
-    if done.results:
-        path = save_results(
-            folder,
-            "foresight",
-            contents_of(opened, done.results, done.failures),
-            title="How far the last step sees",
-            command=_command(context, "foresight"),
-        )
-        _show(path, folder, as_json)
-    done.exit()
+    title, contents = "How far the last step sees", partial(contents_of, opened)
+    done.report(context, folder, "foresight", contents, as_json, title=title)
 
 
 @app.command(
@@ -622,8 +557,22 @@ class _Done:
     failures: dict[Job, str]
     runs: int
 
-    def exit(self) -> None:
-        """Say what is left, and end with code 1 if runs failed."""
+    def report(
+        self,
+        context: typer.Context,
+        folder: Path,
+        kind: str,
+        contents: Callable[..., list[dict[str, Any]]],
+        as_json: bool,
+        **about: Any,
+    ) -> None:
+        """Save and show what there is, say what is left, and end with code 1 if runs failed."""
+        from weightcast_lab.comparison import save_results
+
+        if self.results:
+            found = contents(self.results, self.failures)
+            path = save_results(folder, kind, found, **about, command=_command(context))
+            _show(path, folder, as_json)
         console = Console(stderr=True)
         if self.failures:
             console.print(
@@ -690,22 +639,32 @@ def _compute(
     return _Done(results, failures, len(order))
 
 
+def _say_missing(order: list[Job]) -> None:
+    """Which of the runs are not finished, and how far they are."""
+    from weightcast_lab.comparison import finished_results
+    from weightcast_lab.progress import print_missing, print_warning
+
+    finished = finished_results(order, partial(print_warning, Console(stderr=True)))
+    print_missing(Console(), [job for job in order if job not in finished], len(order))
+
+
 _PATHS_AND_SPEED = ("data", "out", "jobs", "minutes", "missing", "on", "as_json")
 
 
-def _command(context: typer.Context, name: str) -> str:
+def _command(context: typer.Context) -> str:
     """The command that gives these results elsewhere: what was said, but for paths and speed."""
-    words = ["weightcast", name]
+    words = ["weightcast", str(context.command.name)]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if parameter.name in _PATHS_AND_SPEED or value in (None, [], (), False, parameter.default):
+        is_said = value is not False and value not in (None, [], (), parameter.default)
+        if parameter.name in _PATHS_AND_SPEED or not is_said:
             continue
         flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
         if value is True:
             words += flag
             continue
         for one in value if isinstance(value, list | tuple) else [value]:
-            words += [*flag, f"{one:g}" if isinstance(one, float) else str(one)]
+            words += [*flag, str(one)]
     return shlex.join(words)
 
 
@@ -713,7 +672,7 @@ def _command(context: typer.Context, name: str) -> str:
 def report(
     results: Annotated[
         Path,
-        typer.Argument(help="The folder of a comparison, or its results.json.", show_default=False),
+        typer.Argument(help="A folder of results, or its results.json.", show_default=False),
     ],
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the Markdown table and nothing else.")
@@ -741,7 +700,7 @@ def report(
         typer.Option(help="Folder for the files.", show_default="beside the results"),
     ] = None,
 ) -> None:
-    """Redraw table, learning curves and page from stored results."""
+    """Draw tables, pictures and page again from stored results."""
     from weightcast_lab.report import in_latex, in_markdown, insert
     from weightcast_lab.results import load_results
 

@@ -89,6 +89,7 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
 def test_a_learning_rate_for_one_method(weightcast, tmp_path):
     out = tmp_path / "out"
     words = ("--lr", "0.004", "--lr", "adamw-s1=0.002", "--betas", "0.8,0.9", "--milestones", "1")
+    words += ("--weight-decay", 0)
     done = weightcast(*SMALL[:6], 1, *SMALL[7:], "--epochs", 2, *words, "--out", out)
     assert done.code == 0, done.err
     assert "AdamW s=1, lr 0.002" in done.out
@@ -98,6 +99,7 @@ def test_a_learning_rate_for_one_method(weightcast, tmp_path):
     configuration = experiment["configuration"]
     assert (configuration["betas"], configuration["milestones"]) == ([0.8, 0.9], [1])
     assert "--lr 0.004 --lr adamw-s1=0.002 --milestones 1 --betas 0.8,0.9" in results["command"]
+    assert "--weight-decay 0.0" in results["command"]  # not the optimizers' own
     assert str(tmp_path) not in results["command"]
 
 
