@@ -91,9 +91,7 @@ _KEYS = ("title", "metric", "configuration", "methods", "seeds", "environments",
 
 
 def load_results(path: Path) -> list[Results]:
-    """The experiments in a `results.json`: one of a comparison, or many of a reproduction.
-
-    Those of a reproduction have a `"network"`.
+    """The experiments in a `results.json`: one of a comparison, many of anything else.
 
     Raises:
         LabError: it is missing, damaged, or of another version.
@@ -115,14 +113,12 @@ def load_results(path: Path) -> list[Results]:
         return experiments
     except FileNotFoundError:
         raise LabError(
-            f"{path} does not exist: give the folder of a finished `weightcast compare`."
+            f"{path} does not exist: give the folder of a command that has finished runs."
         ) from None
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise LabError(
-            f"{path} is damaged: the same `weightcast compare` writes it again."
-        ) from None
+        raise LabError(f"{path} is damaged: the command that wrote it writes it again.") from None
 
 
 def summarize(results: Results) -> Summary:
