@@ -41,6 +41,9 @@ class AsyncPipeline:
     ⌊r/2⌋ steps further at both moments, to where the stage will be when the batch leaves the
     pipeline: `beyond=rank // 2`.
 
+    Activation checkpointing within a stage undoes stashing: it computes anew at the weights of the
+    backward's time.
+
     Args:
         stage: What this process computes, a slice of an `nn.Sequential` for example; it takes and
             gives one tensor, whose shape is the same for all batches.

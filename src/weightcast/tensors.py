@@ -82,10 +82,10 @@ class StateView(Mapping[str, Any]):
     """The optimizer's state of one or more parameters, as a rule reads it.
 
     `state["exp_avg"]` is a `Tensor` (one parameter) or `Tensors` (several), or what `joined` makes
-    of them; what is no tensor has one value for all. `state["step"]` is a
-    number where the count lives on the host, else a float64 tensor on the device: 1 - β₂ᵗ of a
-    float32 count loses four digits at t = 1. It is at least 1: where the very first step was
-    skipped, the moments are zero, and so is Δ rather than 0/0.
+    of them; what is no tensor has one value for all. `state["step"]` is a number where the count
+    lives on the host, else a float64 tensor on the device: 1 - β₂ᵗ of a float32 count loses four
+    digits at t = 1. It is at least 1: where the very first step was skipped, the moments are zero,
+    and so is Δ rather than 0/0.
     """
 
     def __init__(

@@ -113,20 +113,14 @@ def paper_page(experiments: Sequence[Results]) -> str:
     for figure in paper_figures(experiments):
         drawn = picture(figure.title, partial(draw_panels, figure.experiments, figure.column))
         body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
-    hardware = dict.fromkeys(e["hardware"] for x in experiments for e in x["environments"])
     return sheet_of_paper(
         kicker="weightcast reproduce",
         title="Weight Prediction Boosts the Convergence of AdamW: the paper beside our runs",
-        facts=[f"{sum(len(e['runs']) for e in experiments)} runs", *hardware],
+        facts=_facts_of(experiments, "runs"),
         body="".join(body),
         notes=notes_of(experiments),
         command=experiments[0]["command"],
-        configuration={
-            e["title"]: ", ".join(
-                f"{name} {shown(value)}" for name, value in e["configuration"].items()
-            )
-            for e in experiments
-        },
+        configuration=_configurations(experiments, "title"),
     )
 
 
@@ -164,21 +158,29 @@ def study_page(experiments: Sequence[Results]) -> str:
             f'<h2>{html.escape(experiment["workload"])}</h2><div class="sheet">{table}</div>'
             f'<p class="caption">{html.escape(experiment["title"])}</p>'
         )
-    hardware = dict.fromkeys(e["hardware"] for x in experiments for e in x["environments"])
     return sheet_of_paper(
         kicker="weightcast study",
         title="Where forecasting the weights helps",
-        facts=[f"{sum(len(e['runs']) for e in experiments)} final runs", *hardware],
+        facts=_facts_of(experiments, "final runs"),
         body="".join(body),
         notes=study_tables.notes_of(experiments),
         command=experiments[0]["command"],
-        configuration={
-            e["workload"]: ", ".join(
-                f"{name} {shown(value)}" for name, value in e["configuration"].items()
-            )
-            for e in experiments
-        },
+        configuration=_configurations(experiments, "workload"),
     )
+
+
+def _facts_of(experiments: Sequence[Results], what: str) -> list[str]:
+    """How many runs, on which machines."""
+    hardware = dict.fromkeys(e["hardware"] for x in experiments for e in x["environments"])
+    return [f"{sum(len(e['runs']) for e in experiments)} {what}", *hardware]
+
+
+def _configurations(experiments: Sequence[Results], name: str) -> dict[str, str]:
+    """Each experiment's configuration in a line, by its name."""
+    return {
+        e[name]: ", ".join(f"{key} {shown(value)}" for key, value in e["configuration"].items())
+        for e in experiments
+    }
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ IN_CURVES = ("adamw", "adamw-s1", "adamw-s3", "adamw-s8", "nadamw")
 
 
 def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
-    """Learning curves, what s does, and the intervals of every question."""
+    """Learning curves, learning rates, delays, what s does, and the intervals of questions."""
     figures = []
     with_curves = [
         e | {"methods": [m for name in IN_CURVES for m in e["methods"] if m["name"] == name]}

@@ -166,11 +166,6 @@ def _count(step: float | Tensor, device: torch.device, made: dict[float, Tensor]
     return made[step]
 
 
-def increment_version(params: list[Tensor]) -> None:
-    """Tell autograd that memory was written behind its back."""
-    torch.autograd.graph.increment_version(params)
-
-
 def alike(p: Tensor, other: Tensor) -> bool:
     """Whether the two lie in memory in the same order without gaps."""
     if p.is_contiguous() and other.is_contiguous():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, increment_version, like
+from weightcast.kernels import Operands, Settings, alike, eager, like
 from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -111,7 +111,7 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
     is_bfloat16 = o.params[0].dtype is torch.bfloat16
     threads = torch.get_num_threads()
     _run(operands.buffer_info()[0], len(o.params), settings, what, is_bfloat16, threads)
-    increment_version(o.params)
+    torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 
 _COLUMNS = (

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, increment_version, like
+from weightcast.kernels import Operands, Settings, alike, eager, like
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK = tl.constexpr(1024)  # elements that one program moves
@@ -279,7 +279,7 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
                 MAY_SKIP=found_inf is not None,
                 **_OPTIONS,
             )  # fmt: skip
-    increment_version(o.params)
+    torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 
 _uploads: dict[tuple[Any, ...], Tensor] = {}

@@ -188,7 +188,7 @@ def refuse_source(name: str, source: DataSource) -> None:
     """For tasks that carry their data.
 
     Raises:
-        LabError: `--data` or `--any-text` was given.
+        LabError: `--data`, `--download` or `--any-text` was given.
     """
     if source != DataSource():
         raise LabError(
