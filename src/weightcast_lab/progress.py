@@ -120,7 +120,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def on_pause(self, job: Job) -> None:
         """Say where it stopped."""
-        self._end(job, "time is up; it goes on from its last checkpoint")
+        self._end(job, "time is up; it goes on from its last checkpoint", self._shares.get(job, 0))
 
     def on_failure(self, job: Job, reason: str) -> None:
         """Say which run failed and why."""
@@ -130,13 +130,13 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         """Print it above the bars."""
         print_warning(self._console, message)
 
-    def _end(self, job: Job, what: str) -> None:
+    def _end(self, job: Job, what: str, share: float = 1.0) -> None:
         self._progress.remove_task(self._bars.pop(job))
         self._ended += 1
         if what:
             count = escape(f"[{self._ended}/{self._runs}]")
             self._console.print(f"{count} {escape(job.label)}: {what}", soft_wrap=True)
-        self._advance(job, 1.0)
+        self._advance(job, share)
 
     def _advance(self, job: Job, share: float) -> None:
         self._shares[job] = share
@@ -150,7 +150,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             left = self._progress.tasks[self._overall].time_remaining
             wait = "" if left is None else f", {duration(left)} left"
             self._console.print(
-                f"{parts * 100 // LINES}%: {self._ended} of {self._runs} runs finished{wait}",
+                f"{parts * 100 // LINES}%: {len(self.results)} of {self._runs} runs finished{wait}",
                 soft_wrap=True,
                 highlight=False,
             )

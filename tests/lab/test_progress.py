@@ -79,6 +79,23 @@ def test_what_checkpoints_had_is_no_news():
     assert shown(runs, play) == ["60%: 0 of 1 runs finished, about 5 minutes left"]
 
 
+def test_a_run_that_stops_in_time_is_not_called_finished():
+    runs = jobs(4)
+
+    def play(display: ProgressDisplay, clock: Clock) -> None:
+        for job in runs:
+            display.on_start(job)
+        display.on_progress(runs[0], 1, 10, 1.0)
+        display.on_progress(runs[1], 2, 10, 1.0)
+        display.on_pause(runs[0])
+        display.on_pause(runs[1])
+        display.on_failure(runs[2], "its process ended with code 3")
+        display.on_finish(runs[3], DONE)
+
+    told = [line for line in shown(runs, play) if "runs finished" in line]
+    assert [line.partition(" runs")[0] for line in told] == ["30%: 0 of 4", "50%: 1 of 4"]
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_what_goes_wrong_has_its_line(live):
     runs = jobs(4)
