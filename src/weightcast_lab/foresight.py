@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from weightcast.distance import decaying_steps
+
 SAMPLES = 24
 """Forecasts that are made in an epoch, about."""
 
@@ -98,16 +100,11 @@ class Foresight:
         found = self._found[place]
         found["cosine"].append(product / (size * way))
         found["multiple"].append(product / size**2)
-        beta1 = momentum_of(self.optimizer)
-        reach = sum(beta1**k for k in range(1, horizon + 1))
+        group = self.optimizer.param_groups[0]
+        has_momentum = "betas" in group or "momentum" in group
+        reach = decaying_steps(horizon, group) if has_momentum else 0.0
         for name, multiple in (("error", float(horizon)), ("decaying error", reach)):
             found[name].append(float((multiple * update - moved).norm()) / way)
-
-
-def momentum_of(optimizer: Optimizer) -> float:
-    """β₁, or SGD's momentum; 0 where there is none."""
-    group = optimizer.param_groups[0]
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def _mean(values: Sequence[float]) -> float | None:

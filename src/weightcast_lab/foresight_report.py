@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from weightcast.distance import decaying_steps
 from weightcast_lab.figures import Array, Theme, add_legend, figure_settings, panels_of
 from weightcast_lab.foresight import QUANTITIES
-from weightcast_lab.results import Results, finished, hardware
-from weightcast_lab.tables import NOTHING, markdown_rows, number
+from weightcast_lab.results import Results, computed_on, finished
+from weightcast_lab.tables import NOTHING, markdown_rows, number, terminal_notes
 
 DEFAULT_BETA1 = 0.9
 
@@ -94,7 +94,6 @@ def _cells(found: Sequence[Sight], quantity: str) -> list[list[str]]:
 def notes_of(experiments: Sequence[Results]) -> list[str]:
     """What a reader must know to judge the numbers."""
     seeds = max(len(e["seeds"]) for e in experiments)
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
     missing = sum(
         len(e["methods"]) * len(e["seeds"]) - sum(r["diverged_at"] is None for r in e["runs"])
         for e in experiments
@@ -106,7 +105,7 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         "protocol, unless the setting names another.",
         "A method with s is measured along its own training, in which gradients come from "
         "predicted weights.",
-        f"Computed on {'; and on '.join(machines)}.",
+        computed_on(experiments),
     ]
     if missing:
         notes.append(f"{missing} runs are missing or diverged and are not in the numbers.")
@@ -134,8 +133,7 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
         for row in _cells(found, quantity):
             drawn.add_row(*map(Text, row))
         parts += [drawn, ""]
-    notes = notes_of(experiments)
-    return Group(*parts, *(Padding(Text(f"• {n}", style="dim"), (0, 0, 0, 1)) for n in notes))
+    return Group(*parts, *terminal_notes(notes_of(experiments)))
 
 
 # --- the figure ----------------------------------------------------------------------------------
@@ -219,7 +217,7 @@ def _draw_perfect(
     panel.plot(s, s, color=theme.soft, linestyle="--", linewidth=1.2, label="s")
     for beta1 in beta1s:
         label = None if beta1 != DEFAULT_BETA1 or len(beta1s) > 1 else "β₁ + … + β₁ˢ"
-        reach = beta1 * (1 - beta1**s) / (1 - beta1)
+        reach = [decaying_steps(horizon, {"momentum": beta1}) for horizon in horizons]
         panel.plot(s, reach, color=theme.soft, linestyle=":", linewidth=1.4, label=label)
     panel.set_ylim(top=min(max(1.25 * top, 2.0), 16.5))
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from weightcast_lab.claims import claims
 from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, comparisons, problem_of
 from weightcast_lab.protocol import RECIPES
-from weightcast_lab.results import Results, hardware
-from weightcast_lab.tables import interval_text, markdown_rows, number
+from weightcast_lab.results import Results, computed_on
+from weightcast_lab.tables import interval_text, markdown_rows, number, terminal_notes
 
 
 def cell_text(entry: Entry, decimals: int) -> str:
@@ -60,8 +60,7 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         "The learning rates are the paper's or the preset's, the same for every method; none was "
         "tuned for any.",
     ]
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
-    notes.append("Computed on " + "; and on ".join(machines) + ".")
+    notes.append(computed_on(experiments))
     for experiment in experiments:
         problems: dict[str, list[str]] = {}
         for method in COLUMNS:
@@ -179,7 +178,4 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
         parts += [drawn, Padding(Text(table.caption, style="dim"), (0, 0, 1, 1))]
     for claim in claims(experiments):
         parts.append(Text.assemble(claim.claim, " ", (claim.verdict, "bold"), ". ", claim.reason))
-    parts += [
-        Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes_of(experiments)
-    ]
-    return Group(*parts)
+    return Group(*parts, *terminal_notes(notes_of(experiments)))

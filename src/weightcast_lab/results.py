@@ -284,3 +284,9 @@ def hardware(results: Results) -> str:
         f"{e['hardware']}, Python {e['python']}, torch {e['torch']}, weightcast {e['weightcast']}"
         for e in results["environments"]
     )
+
+
+def computed_on(experiments: Sequence[Results]) -> str:
+    """A sentence with the machines and versions of all experiments, each once."""
+    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
+    return f"Computed on {'; and on '.join(machines)}."

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,10 +27,10 @@ from weightcast_lab.evidence import (
     series_of,
     workload_rows,
 )
-from weightcast_lab.results import LOSS_DECIMALS, Results, hardware
+from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
 from weightcast_lab.statistics import Interval, MedianInterval
 from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
-from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number
+from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number, terminal_notes
 
 PERCENT_DECIMALS = 1
 
@@ -178,9 +177,8 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         f"({_confidence(experiments)}). The cost of a step is of the process's CPU seconds, in "
         "AdamW's; memory is what a method keeps beside the weights, in their bytes.",
     ]
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
-    if machines:
-        notes.append("Computed on " + "; and on ".join(machines) + ".")
+    if any(e["environments"] for e in experiments):
+        notes.append(computed_on(experiments))
     packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
     if packages:
         notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
@@ -215,10 +213,7 @@ def markdown(experiments: Sequence[Results]) -> str:
     parts += [f"- {q} **{v}**. {why}\n" for q, v, why in verdicts(experiments)]
     parts += ["\n**What to set**\n\n", *(f"- {said}\n" for said in advice(experiments))]
     for answer in begun(answers(experiments)):
-        rows = [
-            [f"**{text}**" if verdict else text for text, verdict in row]
-            for row in answer_cells(answer)
-        ]
+        rows = [[_marked(text, verdict) for text, verdict in row] for row in answer_cells(answer)]
         parts += [
             f"\n**{answer.question.text}** ",
             f"Change of the final loss in %, compared with {answer.reference}\n\n",
@@ -231,6 +226,11 @@ def markdown(experiments: Sequence[Results]) -> str:
         ]
     parts += ["\n", *(f"- {note}\n" for note in notes_of(experiments))]
     return "".join(parts)
+
+
+def _marked(text: str, verdict: str) -> str:
+    """Bold is what is better or worse."""
+    return f"**{text}**" if verdict else text
 
 
 BRIEF = ("adamw", "look-ahead", "control")
@@ -257,11 +257,11 @@ def brief(experiments: Sequence[Results]) -> str:
             continue
         own = [one for rows in workloads for one in rows if one.label == row.label]
         counts = [sum(e.verdict == v for e in row.effects) for v in ("better", "worse")]
-        text, costs = overall_text(row), [one.cost for one in own if one.cost is not None]
+        costs = [one.cost for one in own if one.cost is not None]
         cells.append(
             [
                 row.label,
-                f"**{text}**" if row.overall.verdict else text,
+                _marked(overall_text(row), row.overall.verdict),
                 f"{counts[0]} / {counts[1]} of {len(row.effects)}",
                 median_text(middle([one.steps for one in own if one.steps is not None])),
                 NOTHING if not costs else number(statistics.median(costs), 2),
@@ -269,13 +269,12 @@ def brief(experiments: Sequence[Results]) -> str:
         )
     seeds = min((len(e["seeds"]) for e in experiments), default=0)
     names = "; ".join(e["workload"] for e in experiments if not e["variant_of"])
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
     notes = [
         _BRIEF_DESIGN.format(names, seeds),
         "Change of the final validation loss: mean over the tasks with its 95% interval; bold, and "
         "better or worse on a task, where it holds at 5% after Holm's correction. Steps to AdamW's "
         "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
-        f"Computed on {'; and on '.join(machines)}.",
+        computed_on(experiments),
     ]
     return markdown_rows(header, cells) + "\n" + "".join(f"- {note}\n" for note in notes)
 
@@ -293,9 +292,7 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
     for question in AT_EVERY_DELAY:
         own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
         rows = {
-            (row.label, delay): f"**{effect_text(row.overall)}**"
-            if row.overall.verdict
-            else effect_text(row.overall)
+            (row.label, delay): _marked(effect_text(row.overall), row.overall.verdict)
             for delay, answer in own.items()
             for row in answer.rows
         }
@@ -312,12 +309,11 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
         ]
     names = "; ".join(dict.fromkeys(map(series_of, experiments)))
     seeds = min(len(e["seeds"]) for e in experiments)
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
     notes = [
         _BRIEF_DESIGN.format(names, seeds),
         "Change of the final validation loss: mean over the tasks with its 95% interval; bold "
         "where it holds at 5% after Holm's correction over the methods at that delay.",
-        f"Computed on {'; and on '.join(machines)}.",
+        computed_on(experiments),
     ]
     return "".join([*parts, *(f"- {note}\n" for note in notes)])
 
@@ -377,7 +373,4 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
     for question, verdict, reason in verdicts(experiments):
         parts.append(Text.assemble(question, " ", (verdict, "bold"), ". ", reason))
     parts += [Text(said) for said in advice(experiments)]
-    parts += [
-        Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes_of(experiments)
-    ]
-    return Group(*parts)
+    return Group(*parts, *terminal_notes(notes_of(experiments)))

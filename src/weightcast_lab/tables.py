@@ -170,8 +170,12 @@ def terminal_report(summary: Summary) -> RenderableType:
         tone = tone_of(row, summary.quantities[0])
         styled[at].stylize({"better": "bold green", "worse": "bold red"}.get(tone, ""))
         table.add_row(*styled)
-    notes = [Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in summary.notes]
-    return Group(table, *notes)
+    return Group(table, *terminal_notes(summary.notes))
+
+
+def terminal_notes(notes: Iterable[str]) -> list[RenderableType]:
+    """Notes below a table."""
+    return [Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes]
 
 
 def tone_of(row: Row, quantity: Quantity) -> str:
