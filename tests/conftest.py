@@ -1,6 +1,6 @@
 """What all tests share; and the compatibility matrix, framework x feature, of what they show.
 
-`pytest -m cell --matrix results/compatibility.json` writes it, and
+`pytest -m cell --matrix=results/compatibility.json` writes it, and
 `python -m tests.frameworks.matrix` draws the page of the docs from it.
 """
 

@@ -433,7 +433,9 @@ def language_model() -> nn.Module:
 SENTENCES = torch.randint(0, 32, (16, 8), generator=torch.Generator().manual_seed(0))
 
 
-def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int, **options: Any) -> Any:
+def hugging_face_trainer(
+    model: nn.Module, folder: Path, epochs: int, own_optimizer: bool = False, **options: Any
+) -> Any:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     examples = [{"input_ids": tokens, "labels": tokens} for tokens in SENTENCES]
@@ -442,22 +444,24 @@ def hugging_face_trainer(model: nn.Module, folder: Path, epochs: int, **options:
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(examples)
 
-    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    weightcast.attach(model, optimizer, STEPS)
+    optimizer, scheduler = None, None
+    if not own_optimizer:
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        weightcast.attach(model, optimizer, STEPS)
+    usual = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.5,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        num_train_epochs=epochs,
-        max_grad_norm=0.5,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        **options,
+        output_dir=str(folder), num_train_epochs=epochs, **(usual | options)
     )
     return InOrder(
         model=model,
@@ -480,10 +484,12 @@ def with_adapters() -> nn.Module:
     return peft.get_peft_model(language_model(), config).double()
 
 
-def language_model_by_hand(epochs: int, model: nn.Module | None = None) -> nn.Module:
+def language_model_by_hand(
+    epochs: int, model: nn.Module | None = None, gamma: float = 0.9, weight_decay: float = 0.01
+) -> nn.Module:
     model = language_model() if model is None else model
-    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
     by_hand = ByHand(optimizer, STEPS, decoupled=True)
     for _ in range(epochs):
         for batch in SENTENCES.split(8):
@@ -504,6 +510,26 @@ def test_hugging_face_trainer(tmp_path: Path) -> None:
     model = language_model()
     hugging_face_trainer(model, tmp_path, EPOCHS).train()
     assert largest_difference(model, language_model_by_hand(EPOCHS)) < 1e-12
+
+
+@pytest.mark.cell(
+    "Hugging Face Trainer", "the optimizer of TrainingArguments", "attach in `on_train_begin`"
+)
+def test_hugging_face_trainer_with_its_own_optimizer(tmp_path: Path) -> None:
+    """R23: it is made in `train()`, and a callback sees it before the first step."""
+    transformers = pytest.importorskip("transformers")
+
+    class Forecast(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+            weightcast.attach(model, optimizer, STEPS)
+
+    model = language_model()
+    options = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "adamw_torch"}
+    trainer = hugging_face_trainer(model, tmp_path, EPOCHS, own_optimizer=True, **options)
+    trainer.add_callback(Forecast)
+    trainer.train()
+    expected = language_model_by_hand(EPOCHS, gamma=1.0, weight_decay=0.0)
+    assert largest_difference(model, expected) < 1e-12
 
 
 @pytest.mark.cell("Hugging Face Trainer", "save and resume_from_checkpoint")
