@@ -242,6 +242,11 @@ def test_mistakes_are_one_sentence(alone):
     theirs = weightcast.attach(other, torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9))
     with pytest.raises(weightcast.InvalidArgumentError, match="belongs to another optimizer"):
         AsyncPipeline(stage, optimizer, half_mean_square, prediction=theirs)
+    own = torch.optim.SGD([{"params": stage.parameters(), "prediction_steps": 1}], momentum=0.9)
+    own_steps = weightcast.attach(stage, own)
+    with pytest.raises(weightcast.InvalidArgumentError, match="names prediction_steps of its own"):
+        AsyncPipeline(stage, own, half_mean_square, prediction=own_steps)
+    own_steps.detach()
     with pytest.raises(weightcast.InvalidArgumentError, match="beyond=1 needs a prediction"):
         AsyncPipeline(stage, optimizer, half_mean_square, beyond=1)
     pipeline = AsyncPipeline(stage, optimizer, half_mean_square)

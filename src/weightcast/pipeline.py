@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
+from weightcast.distance import STEPS
 from weightcast.errors import InvalidArgumentError, WeightcastError
 from weightcast.prediction import WeightPrediction
 
@@ -56,7 +57,8 @@ class AsyncPipeline:
 
     Raises:
         WeightcastError: there is no process group.
-        InvalidArgumentError: `prediction` belongs to another optimizer; `beyond` without one.
+        InvalidArgumentError: `prediction` belongs to another optimizer; `beyond` without one; a
+            parameter group with `"prediction_steps"` of its own.
 
     Example:
         On every rank, under `torchrun`:
@@ -97,6 +99,12 @@ class AsyncPipeline:
             raise InvalidArgumentError(
                 f"beyond={beyond:g} needs a prediction: give what attach(stage, optimizer) "
                 "returned."
+            )
+        usual = optimizer.defaults.get(STEPS)  # weightcast.AdamW's
+        if prediction and any(g.get(STEPS) != usual for g in optimizer.param_groups):
+            raise InvalidArgumentError(
+                f"a parameter group names {STEPS} of its own: leave them out, a stage's place in "
+                "the pipeline sets them."
             )
         self.stage, self.optimizer, self.loss = stage, optimizer, loss
         self.prediction, self.beyond = prediction, beyond
