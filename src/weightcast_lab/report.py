@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import RenderableType
 
@@ -12,25 +14,27 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.page import html_page, paper_page, study_figures, study_page
 from weightcast_lab.paper import comparisons, figures
-from weightcast_lab.results import Results, summarize
+from weightcast_lab.results import Results, Summary, summarize
 from weightcast_lab.store import write_atomically
 from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
 from weightcast_lab.tables import terminal_report as comparison_in_terminal
 
-
-def is_reproduction(experiments: Sequence[Results]) -> bool:
-    """Whether these are the paper's experiments."""
-    return "network" in experiments[0]
+Shown = TypeVar("Shown")
 
 
-def is_study(experiments: Sequence[Results]) -> bool:
-    """Whether these are the workloads of a study."""
-    return "variant_of" in experiments[0]
+@dataclass(frozen=True)
+class Kind:
+    """How experiments of one kind are shown.
 
+    `mark` is what only these experiments have; `table` the tables alone, `markdown` with what one
+    must know to read them; `files` a report's, by name.
+    """
 
-def is_foresight(experiments: Sequence[Results]) -> bool:
-    """Whether these compare forecasts with what came."""
-    return "varied" in experiments[0]
+    mark: str
+    terminal: Callable[[Sequence[Results]], RenderableType]
+    table: Callable[[Sequence[Results]], str]
+    markdown: Callable[[Sequence[Results]], str]
+    files: Callable[[Sequence[Results]], dict[str, bytes]]
 
 
 def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
@@ -39,14 +43,7 @@ def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
     Raises:
         LabError: they cannot be written.
     """
-    if is_reproduction(experiments):
-        contents = _reproduction(experiments)
-    elif is_foresight(experiments):
-        contents = _foresight(experiments)
-    elif is_study(experiments):
-        contents = _study(experiments)
-    else:
-        contents = _comparison(experiments[0])
+    contents = _kind(experiments).files(experiments)
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
@@ -54,13 +51,7 @@ def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
 
 def terminal_report(experiments: Sequence[Results]) -> RenderableType:
     """What the command prints."""
-    if is_reproduction(experiments):
-        return paper_tables.terminal(experiments)
-    if is_foresight(experiments):
-        return foresight_report.terminal(experiments)
-    if is_study(experiments):
-        return study_tables.terminal(experiments)
-    return comparison_in_terminal(summarize(experiments[0]))
+    return _kind(experiments).terminal(experiments)
 
 
 def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = False) -> str:
@@ -69,18 +60,12 @@ def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = Fa
     Raises:
         LabError: one brief table is wanted of something else than a study.
     """
-    if brief:
-        if not is_study(experiments):
-            raise LabError("--brief is for a study: all others are brief as they are.")
-        return study_tables.brief(experiments)
-    if is_reproduction(experiments):
-        return paper_tables.markdown(experiments)
-    if is_foresight(experiments):
-        return foresight_report.markdown(experiments)
-    if is_study(experiments):
-        return study_tables.markdown(experiments)
-    summary = summarize(experiments[0])
-    return markdown_report(summary) if notes else markdown_table(summary)
+    kind = _kind(experiments)
+    if not brief:
+        return (kind.markdown if notes else kind.table)(experiments)
+    if kind is not _STUDY:
+        raise LabError("--brief is for a study: all others are brief as they are.")
+    return study_tables.brief(experiments)
 
 
 def in_latex(experiments: Sequence[Results]) -> str:
@@ -89,7 +74,7 @@ def in_latex(experiments: Sequence[Results]) -> str:
     Raises:
         LabError: it is something else.
     """
-    if not is_reproduction(experiments):
+    if _kind(experiments) is not _REPRODUCTION:
         raise LabError("--latex is for a reproduction: all others have --markdown.")
     return "\n".join(map(paper_tables.latex, comparisons(experiments)))
 
@@ -105,7 +90,8 @@ def insert(
     fill_document(document, name, in_markdown(experiments, notes=True, brief=brief))
 
 
-def _comparison(results: Results) -> dict[str, bytes]:
+def _comparison_files(experiments: Sequence[Results]) -> dict[str, bytes]:
+    results = experiments[0]
     summary = summarize(results)
     return {
         "report.html": html_page(results, summary).encode(),
@@ -115,7 +101,7 @@ def _comparison(results: Results) -> dict[str, bytes]:
     }
 
 
-def _reproduction(experiments: Sequence[Results]) -> dict[str, bytes]:
+def _reproduction_files(experiments: Sequence[Results]) -> dict[str, bytes]:
     contents = {"report.html": paper_page(experiments).encode()}
     contents["tables.md"] = paper_tables.markdown(experiments).encode()
     for table in comparisons(experiments):
@@ -128,7 +114,7 @@ def _reproduction(experiments: Sequence[Results]) -> dict[str, bytes]:
     return contents
 
 
-def _study(experiments: Sequence[Results]) -> dict[str, bytes]:
+def _study_files(experiments: Sequence[Results]) -> dict[str, bytes]:
     contents = {
         "report.html": study_page(experiments).encode(),
         "tables.md": study_tables.markdown(experiments).encode(),
@@ -139,9 +125,51 @@ def _study(experiments: Sequence[Results]) -> dict[str, bytes]:
     return contents
 
 
-def _foresight(experiments: Sequence[Results]) -> dict[str, bytes]:
+def _foresight_files(experiments: Sequence[Results]) -> dict[str, bytes]:
     drawn = foresight_report.draw(experiments, LIGHT, 2)
     return {
         "foresight.png": to_image(drawn, "png"),
         "tables.md": foresight_report.markdown(experiments).encode(),
     }
+
+
+def _of_summary(
+    show: Callable[[Summary], Shown],
+) -> Callable[[Sequence[Results]], Shown]:
+    """A comparison is one experiment, and shown by its summary."""
+    return lambda experiments: show(summarize(experiments[0]))
+
+
+_REPRODUCTION = Kind(
+    "network",
+    paper_tables.terminal,
+    paper_tables.markdown,
+    paper_tables.markdown,
+    _reproduction_files,
+)
+_FORESIGHT = Kind(
+    "varied",
+    foresight_report.terminal,
+    foresight_report.markdown,
+    foresight_report.markdown,
+    _foresight_files,
+)
+_STUDY = Kind(
+    "variant_of",
+    study_tables.terminal,
+    study_tables.markdown,
+    study_tables.markdown,
+    _study_files,
+)
+_COMPARISON = Kind(
+    "title",
+    _of_summary(comparison_in_terminal),
+    _of_summary(markdown_table),
+    _of_summary(markdown_report),
+    _comparison_files,
+)
+
+
+def _kind(experiments: Sequence[Results]) -> Kind:
+    kinds = (_REPRODUCTION, _FORESIGHT, _STUDY, _COMPARISON)
+    return next(kind for kind in kinds if kind.mark in experiments[0])

@@ -21,7 +21,7 @@ from weightcast_lab.evidence import (
 )
 from weightcast_lab.figures import DARK, LIGHT, draw_delays, draw_rates, to_image
 from weightcast_lab.page import study_figures, study_page
-from weightcast_lab.report import in_latex, in_markdown, insert, is_study, write_report
+from weightcast_lab.report import in_latex, in_markdown, insert, write_report
 from weightcast_lab.statistics import MedianInterval
 from weightcast_lab.study import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
 from weightcast_lab.study_tables import (
@@ -363,7 +363,6 @@ def test_packages_are_named_where_they_were_used(core):
 
 
 def test_a_study_is_not_a_reproduction(core, tmp_path):
-    assert is_study(core)
     assert in_markdown(core, notes=True) == markdown(core)
     with pytest.raises(LabError, match="--latex is for a reproduction"):
         in_latex(core)
