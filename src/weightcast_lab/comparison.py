@@ -12,7 +12,7 @@ import torch
 
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.optimizers import Method
-from weightcast_lab.own import name_in
+from weightcast_lab.own import identity, name_in
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import FORMAT, Warn, digest_of, open_folder, to_json, write_atomically
 from weightcast_lab.tasks import Task
@@ -23,7 +23,7 @@ from weightcast_lab.train import Cell, Job, Settings
 class Experiment:
     """Runs that have everything in common but method and seed, in a folder of their own.
 
-    `identity` is what the report wants to know besides: a title, the metric.
+    `about` is what the report wants to know besides: a title, the metric.
     """
 
     key: str
@@ -32,15 +32,19 @@ class Experiment:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     configuration: dict[str, Any]
-    identity: dict[str, Any]
+    about: dict[str, Any]
     label: str = ""
 
     def jobs(self) -> list[Job]:
         """All runs, seed by seed."""
-        digest = digest_of(self.configuration)
+        digests = {
+            method: digest_of(self.configuration | identity(method.optimizer, "optimizer"))
+            for method in self.methods
+        }
         cells = [Cell(method, seed) for seed in self.seeds for method in self.methods]
         return [
-            Job(cell, self.settings, cell.files(self.folder, digest), self.label) for cell in cells
+            Job(cell, self.settings, cell.files(self.folder, digests[cell.method]), self.label)
+            for cell in cells
         ]
 
 
@@ -147,13 +151,13 @@ def open_experiment(
     configuration = _configuration(settings, task)
     preset = task.preset.learning_rate
     open_folder(folder, configuration)
-    identity = {
+    about = {
         "title": task.title,
         "metric": vars(task.metric),
         "learning_rate_is_preset": settings.learning_rate == preset,
     }
     return Experiment(
-        key, settings, folder, tuple(methods), tuple(seeds), configuration, identity, label
+        key, settings, folder, tuple(methods), tuple(seeds), configuration, about, label
     )
 
 
@@ -178,7 +182,7 @@ def content_of(
     environments = distinct(e for result in own for e in result["environments"])
     return {
         "key": experiment.key,
-        **experiment.identity,
+        **experiment.about,
         "configuration": experiment.configuration,
         "methods": [
             {
@@ -216,6 +220,7 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     hyperparameters = settings.hyperparameters
     return {
         "task": name_in(settings.task),
+        **identity(settings.task, "task"),
         **task.facts,
         "parameters": sum(p.numel() for p in task.build_model().parameters()),
         "learning rate": settings.learning_rate,

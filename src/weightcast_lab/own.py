@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -46,6 +47,14 @@ def load(reference: str, kind: str) -> Callable[..., Any]:
         ]
         raise unknown_name(f"{kind} in {path}", name, own)
     return found
+
+
+def identity(reference: str, kind: str) -> dict[str, str]:
+    """What a run's numbers depend on besides settings: the file, if it is the user's own."""
+    if not is_own(reference):
+        return {}
+    content = Path(reference.rpartition(":")[0]).read_bytes()
+    return {f"{kind} file sha256": hashlib.sha256(content).hexdigest()}
 
 
 @cache

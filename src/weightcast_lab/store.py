@@ -119,6 +119,9 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
     return digest_of(configuration)
 
 
+_AGAIN = "this run is computed again"
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """The files of one run. Damaged ones count as missing, with a warning."""
@@ -136,13 +139,16 @@ class RunFiles:
         path = self.folder / "result.json"
         try:
             result = json.loads(path.read_bytes())
-            if result["configuration"] == self.configuration and "step" in result["history"]:
-                return dict(result)
+            if "step" in result["history"]:
+                if result["configuration"] == self.configuration:
+                    return dict(result)
+                warn(f"{path} has another configuration, or your file has changed: {_AGAIN}.")
+                return None
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        warn(f"{path} is damaged: this run is computed again.")
+        warn(f"{path} is damaged: {_AGAIN}.")
         return None
 
     def save_result(self, result: dict[str, Any]) -> None:

@@ -33,6 +33,30 @@ def test_a_task_and_an_optimizer_of_ones_own_are_compared(weightcast, tmp_path, 
     assert (tmp_path / "runs" / "Lion-s1-lr0.002" / "seed-0" / "result.json").exists()
 
 
+def test_a_changed_file_does_not_pass_for_the_old_one(weightcast, tmp_path):
+    """The runs of an optimizer are computed again; a task is all runs' and wants another folder."""
+    for name in ("own_task.py", "own_optimizer.py"):
+        (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
+    words = ["--task", f"{tmp_path}/own_task.py:Spirals", "--baseline", "sgd", "--steps", 1]
+    words += ["--optimizer", f"{tmp_path}/own_optimizer.py:Lion", "--seeds", 1, "--epochs", 1]
+    words += ["--jobs", 1, "--out", tmp_path / "out"]
+    assert weightcast("compare", *words).code == 0
+    (result,) = (tmp_path / "out/runs/Lion").rglob("result.json")
+    result.write_text(result.read_text().replace('"seed": 0', '"seed": 7'))  # would be seen
+    with (tmp_path / "own_optimizer.py").open("a") as file:
+        file.write("# changed\n")
+    done = weightcast("compare", *words)
+    assert done.code == 0
+    assert "runs/Lion/seed-0/result.json has another configuration" in done.err.replace("\n", "")
+    assert "runs/sgd" not in done.err
+    assert json.loads(result.read_text())["seed"] == 0
+    with (tmp_path / "own_task.py").open("a") as file:
+        file.write("# changed\n")
+    done = weightcast("compare", *words)
+    assert done.code == 2
+    assert "task file sha256" in done.err
+
+
 def test_its_options_are_those_of_its_function():
     assert parse_options(SPIRALS, ["turns=3"]) == {"turns": 3.0}
     assert make_task(SPIRALS, DataSource(), turns=3.0).facts["turns"] == 3.0
