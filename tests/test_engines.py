@@ -279,9 +279,11 @@ def test_no_synchronisation_on_the_hot_path() -> None:
         prediction.detach()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cell("PyTorch", "CUDA graphs")
 def test_a_captured_training_step_replays_the_prediction() -> None:
     """R9: buffers keep their addresses, so forward, backward and step fit into a CUDA graph."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
     torch.manual_seed(0)
     model, plain = Plain().cuda(), Plain().cuda()
     plain.load_state_dict(model.state_dict())

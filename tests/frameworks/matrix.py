@@ -23,7 +23,10 @@ def page(results: dict) -> str:
         for feature, cell in features.items():
             refused = cell["support"] == "refused"
             how = f"refused: “{cell['sentence']}”" if refused else cell["support"]
-            lines.append(f"| {feature} | {'no' if refused else 'yes'} | {how} |")
+            works = "no" if refused else "yes"
+            if cell["outcome"] == "skipped":
+                works, how = "not tried", "its test waits for a GPU"
+            lines.append(f"| {feature} | {works} | {how} |")
         lines.append("")
     return "\n".join(lines)
 
