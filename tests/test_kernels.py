@@ -234,9 +234,16 @@ def test_bfloat16_is_rounded_to_the_nearest_even() -> None:
 
 @pytest.mark.parametrize("copies", ["none", "sources", "sinks"])
 @pytest.mark.parametrize("entry", ["step", "forecast"])
-def test_large_tensors_are_streamed_and_shared_between_threads(copies: str, entry: str) -> None:
+@pytest.mark.parametrize("threads_of", ["torch", "our own"])
+def test_large_tensors_are_streamed_and_shared_between_threads(
+    monkeypatch: pytest.MonkeyPatch, copies: str, entry: str, threads_of: str
+) -> None:
     """The same bits whatever the number of threads; memory that is not aligned to 16 bytes too."""
     cpu = pytest.importorskip("weightcast.kernels.cpu")
+    if threads_of == "our own":
+        monkeypatch.setattr(cpu, "_PARALLEL", None)
+    elif cpu._PARALLEL is None:
+        pytest.skip("this torch has no OpenMP of GNU's interface")
     o = operands([(2**21 - 77,), (3,), (0,), (100_001,)], copies="" if entry == "step" else copies)
     if copies != "none" and entry == "step":
         o.sources = [p.clone() for p in o.params]

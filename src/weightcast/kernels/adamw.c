@@ -149,17 +149,15 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
     const float *ms = o->m, *vs = o->v_max ? o->v_max : o->v;
     float *params = o->param, *sink = o->sink;
     uint16_t *params16 = o->param;
+    float block[BLOCK];
     for (int64_t start = begin; start < end; start += BLOCK) {
-        int64_t stop = end - start < BLOCK ? end : start + BLOCK;
-        if (is_streamed) {
-            prefetch(source + start + BLOCK), prefetch(ms + start + BLOCK);
-            prefetch(vs + start + BLOCK);
-            stream(sink + start, source + start, stop - start);
-        }
+        int64_t count = end - start < BLOCK ? end - start : BLOCK;
+        float *kept = is_streamed ? block : sink + start;
 #pragma GCC ivdep
-        for (int64_t i = start; i < stop; i++) {
+        for (int64_t k = 0; k < count; k++) {
+            int64_t i = start + k;
             float theta = source[i];
-            if (is_kept && !is_streamed) sink[i] = theta;
+            if (is_kept) kept[k] = theta;
             float u = direction(ms[i], vs[i], root, eps);
             if (!is_kept && !is_bfloat16) theta += back * u; /* rounded here, as in the step */
             theta = theta * decay - ahead * u;
@@ -167,6 +165,11 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
                 params16[i] = to_bfloat16(theta);
             else
                 params[i] = theta;
+        }
+        if (is_streamed) {
+            prefetch(source + start + BLOCK), prefetch(ms + start + BLOCK);
+            prefetch(vs + start + BLOCK);
+            stream(sink + start, block, count);
         }
     }
 }
@@ -229,17 +232,32 @@ EVERY_PROCESSOR void weightcast_run_share(const Share *share) {
 #endif
 }
 
-static void *run_thread(void *share) {
-    weightcast_run_share(share);
+/* GOMP_parallel of the OpenMP that torch computes with: its threads, which stay awake for a while
+   after torch's own work, are on the cores already; others would wait until they sleep */
+typedef void (*Parallel)(void (*run)(void *), void *work, unsigned threads, unsigned flags);
+
+typedef struct {
+    Share shares[MAX_THREADS];
+    int count, next;
+} Work;
+
+static void take_shares(void *argument) { /* however many threads come, until none is left */
+    Work *work = argument;
+    for (int k; (k = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->count;)
+        weightcast_run_share(&work->shares[k]);
+}
+
+static void *run_thread(void *work) {
+    take_shares(work);
     return 0;
 }
 
 void weightcast_run(const Operand *operands, int64_t count, const Settings *settings, int what,
-                    int is_bfloat16, int threads) {
-    Share shares[MAX_THREADS];
+                    int is_bfloat16, int threads, Parallel parallel) {
+    Work work;
     pthread_t workers[MAX_THREADS];
-    int is_running[MAX_THREADS];
     int64_t total = 0, begin = 0;
+    int started = 0;
     for (int64_t k = 0; k < count; k++) {
         total += operands[k].size;
         if (what == STEP) *operands[k].t += 1;
@@ -247,15 +265,19 @@ void weightcast_run(const Operand *operands, int64_t count, const Settings *sett
     if (threads > total / SMALLEST_SHARE) threads = (int)(total / SMALLEST_SHARE);
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads < 1) threads = 1;
+    work.count = threads, work.next = 0;
     for (int k = 0; k < threads; k++) {
         int64_t end = k == threads - 1 ? total : total * (k + 1) / threads / BLOCK * BLOCK;
-        shares[k] = (Share){operands, settings, begin, end, what, is_bfloat16,
-                          total >= STREAM_FROM};
+        work.shares[k] = (Share){operands, settings, begin, end, what, is_bfloat16,
+                               total >= STREAM_FROM};
         begin = end;
-        is_running[k] = k > 0 && !pthread_create(&workers[k], 0, run_thread, &shares[k]);
     }
-    for (int k = 0; k < threads; k++) /* the first share, and any whose thread could not be made */
-        if (!is_running[k]) weightcast_run_share(&shares[k]);
-    for (int k = 0; k < threads; k++)
-        if (is_running[k]) pthread_join(workers[k], 0);
+    if (threads > 1 && parallel) {
+        parallel(take_shares, &work, 0, 0);
+        return;
+    }
+    while (started < threads - 1 && !pthread_create(&workers[started], 0, run_thread, &work))
+        started++;
+    take_shares(&work);
+    while (started) pthread_join(workers[--started], 0);
 }

@@ -41,6 +41,16 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def _parallel() -> int | None:
+    """Where torch's own OpenMP runs a function on all its threads; None: use threads of ours."""
+    path = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+_PARALLEL = _parallel()
 try:
     _run = _library().weightcast_run
 except (OSError, RuntimeError, AttributeError) as error:
@@ -53,6 +63,7 @@ _run.argtypes = (
     ctypes.c_int,
     ctypes.c_int,
     ctypes.c_int,
+    ctypes.c_void_p,
 )
 
 
@@ -110,7 +121,8 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
     )
     is_bfloat16 = o.params[0].dtype is torch.bfloat16
     threads = torch.get_num_threads()
-    _run(operands.buffer_info()[0], len(o.params), settings, what, is_bfloat16, threads)
+    table, count = operands.buffer_info()[0], len(o.params)
+    _run(table, count, settings, what, is_bfloat16, threads, _PARALLEL)
     torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 
