@@ -175,6 +175,7 @@ def train(
     )
     milestones = settings.milestones if cell.method.is_scheduled else ()
     schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
+    parameters = list(model.parameters())  # to look for them at every step takes a while
     under_way: deque[Gradients] = deque()
     environments: list[dict[str, str]] = []
     columns = ("step", "train_loss", "validation_loss", "metric", "seconds")
@@ -228,10 +229,11 @@ def train(
             for batch in batches:
                 with autocast():
                     loss, carried = task.loss(model, batch, carried)
-                model.zero_grad()
+                for p in parameters:
+                    p.grad = None
                 loss.backward()
-                value = _checked_loss(model, loss, settings.clip_norm)
-                if _exchange_gradients(model, under_way, settings.delay):
+                value = _checked_loss(parameters, loss, settings.clip_norm)
+                if _exchange_gradients(parameters, under_way, settings.delay):
                     optimizer.step()
                     if foresight:
                         foresight.after_step()
@@ -275,28 +277,29 @@ def train(
     return result
 
 
-def _checked_loss(model: nn.Module, loss: Tensor, clip_norm: float | None) -> float:
+def _checked_loss(parameters: list[nn.Parameter], loss: Tensor, clip_norm: float | None) -> float:
     """Clip the gradients; the loss as a number, if it and all the gradients are finite."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     value, size = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device, not two
     if not (math.isfinite(value) and math.isfinite(size)):
         raise Diverged
     return float(value)
 
 
-def _exchange_gradients(model: nn.Module, under_way: deque[Gradients], delay: int) -> bool:
-    """Send the model's gradients on their way and give it those of `delay` steps ago.
+def _exchange_gradients(
+    parameters: list[nn.Parameter], under_way: deque[Gradients], delay: int
+) -> bool:
+    """Send the gradients on their way and give the parameters those of `delay` steps ago.
 
-    They are clipped already, as they would be on arrival. None is copied: the model's `zero_grad`
-    lets go of them, and the next backward makes new ones.
+    They are clipped already, as they would be on arrival. None is copied: the loop lets go of them
+    before the next backward, which makes new ones.
 
     Returns:
         Whether any have arrived.
     """
-    parameters = list(model.parameters())
     under_way.append([p.grad for p in parameters])
     if len(under_way) <= delay:
         return False
