@@ -239,7 +239,7 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     }
 
 
-_COSTS = ("memory", "cpu_seconds", "package")
+_COSTS = ("memory", "cpu_seconds", "processor", "package")
 """What runs of earlier versions lack."""
 
 

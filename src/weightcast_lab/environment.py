@@ -74,6 +74,16 @@ def hardware(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
+def processor(device: str) -> str:
+    """More exactly: one name of a model may stand for several that differ in speed alone."""
+    if device == "cuda" or sys.platform != "linux":
+        return hardware(device)
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    known = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    details = [f"{name} {known[name]}" for name in ("cpu family", "model") if name in known]
+    return ", ".join([hardware(device), *details])
+
+
 def installed_version(package: str) -> str:
     """Of a package, for people."""
     try:

@@ -313,7 +313,11 @@ def _workload_row(experiment: Results, name: str, label: str) -> WorkloadRow:
     measured = [measure(run, higher) for run in runs]
     both = _pairs(experiment, name, REFERENCE)
     steps = [steps_ratio(run, other) for run, other in both]
-    cost = _median(_seconds(experiment, run) / _seconds(experiment, other) for run, other in both)
+    cost = _median(
+        _seconds(experiment, run) / _seconds(experiment, other)
+        for run, other in both
+        if run.get("processor") == other.get("processor")  # seeds may be compared, speeds not
+    )
     memories = [run["memory"] for run in runs if "memory" in run]
     return WorkloadRow(
         label=label,

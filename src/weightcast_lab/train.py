@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from weightcast_lab.environment import environment, use_precision
+from weightcast_lab.environment import environment, processor, use_precision
 from weightcast_lab.errors import LabError
 from weightcast_lab.foresight import Foresight
 from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
@@ -158,7 +158,8 @@ def train(
         were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
         `train_loss`, `validation_loss`, `metric`, `seconds`, and `foresight` where the settings
         ask for it), `test`, a hash of the final `weights`, the method's `memory` and `package` (see
-        `Method`), and `cpu_seconds` of this process. None if it stopped before the end.
+        `Method`), and `cpu_seconds` of this process on this `processor`. None if it stopped before
+        the end.
 
     Raises:
         LabError: something cannot be written.
@@ -271,6 +272,7 @@ def train(
         "weights": _digest(model),
         "memory": cell.method.memory(model, optimizer),
         "cpu_seconds": time.process_time() - cpu_started,
+        "processor": processor(settings.device),
         "package": cell.method.package,
     }
     files.save_result(result)

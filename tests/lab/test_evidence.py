@@ -275,6 +275,14 @@ def test_steps_hours_cost_and_memory():
     assert (reference.memory, row.memory) == (2.0, 3.0)
     assert (reference.edge, row.edge) == ("lowest", "")
     assert row.values["best metric"].mean == 95
+    # speeds of different processors are not compared, seeds are
+    for r in shares:
+        r["processor"] = "faster"
+    _, elsewhere = workload_rows(experiment("one", runs, ["adamw", "adamw-s3"]))
+    assert (elsewhere.cost, elsewhere.hours) == (None, None)
+    assert elsewhere.steps == row.steps
+    for r in runs:
+        r["processor"] = "faster"
     # on a GPU the process's own time says nothing
     for r in shares:
         r["history"]["seconds"][-1] *= 3

@@ -17,6 +17,7 @@ import torch
 from tests.lab.helpers import LineTask, without_seconds
 from tests.oracles.algorithm1 import Algorithm1, Group
 from tests.test_algorithm1 import NAMES, Network, batches, initial_weights
+from weightcast_lab.environment import environment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
 from weightcast_lab.store import RunFiles
@@ -445,6 +446,10 @@ def test_a_run_names_the_package_that_its_optimizer_comes_from(train_line):
     needs_its_package(Method("lion"))
     installed = f"pytorch_optimizer {version('pytorch_optimizer')}"
     assert train_line(Method("lion"))["package"] == installed
+
+
+def test_a_run_names_its_processor(train_line):
+    assert train_line()["processor"].startswith(environment("cpu")["hardware"])
 
 
 def test_muon_is_for_the_matrices_inside_only():
