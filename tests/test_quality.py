@@ -17,6 +17,7 @@ import weightcast
 from tests.frameworks import matrix
 from weightcast_lab.report import insert
 from weightcast_lab.results import load_results
+from weightcast_lab.tables import fill_document
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "weightcast"
@@ -156,6 +157,16 @@ def test_benchmark_pages_come_from_the_committed_measurements(
     page = runpy.run_path(str(ROOT / "benchmarks" / script))["page"]
     found = json.loads((ROOT / "benchmarks" / "results" / results).read_bytes())
     assert (ROOT / "docs" / document).read_text() == page(found)
+
+
+def test_the_cost_of_the_loop_comes_from_the_committed_measurement(tmp_path: Path) -> None:
+    """As `python benchmarks/training_loop.py --into` writes it."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "training_loop.py"))
+    found = json.loads((ROOT / "benchmarks" / "results" / "training-loop.json").read_bytes())
+    page, copy = ROOT / "docs" / "laboratory.md", tmp_path / "copy.md"
+    copy.write_text(page.read_text())
+    fill_document(copy, script["NAME"], script["table"](found))
+    assert copy.read_text() == page.read_text()
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
