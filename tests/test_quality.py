@@ -69,7 +69,7 @@ def test_the_library_can_be_read_in_ten_minutes() -> None:
     kernels = [*LIBRARY.glob("adamw*.py"), *(LIBRARY / "kernels").glob("*.py")]
     pipeline = LIBRARY / "pipeline.py"
     mechanism = set(LIBRARY.rglob("*.py")) - {*kernels, pipeline}
-    assert code_lines(pipeline) <= 145
+    assert code_lines(pipeline) <= 140
     assert sum(map(code_lines, mechanism)) <= 1000
     assert sum(map(code_lines, kernels)) <= 950
 

@@ -96,16 +96,12 @@ class AsyncPipeline:
                 "returned for this stage."
             )
         if prediction is None and beyond:
-            raise InvalidArgumentError(
-                f"beyond={beyond:g} needs a prediction: give what attach(stage, optimizer) "
-                "returned."
-            )
+            what = "give what attach(stage, optimizer) returned"
+            raise InvalidArgumentError(f"beyond={beyond:g} needs a prediction: {what}.")
         usual = optimizer.defaults.get(STEPS)  # weightcast.AdamW's
         if prediction and any(g.get(STEPS) != usual for g in optimizer.param_groups):
-            raise InvalidArgumentError(
-                f"a parameter group names {STEPS} of its own: leave them out, a stage's place in "
-                "the pipeline sets them."
-            )
+            what = f"a parameter group names {STEPS} of its own: leave them out"
+            raise InvalidArgumentError(f"{what}, a stage's place in the pipeline sets them.")
         self.stage, self.optimizer, self.loss = stage, optimizer, loss
         self.prediction, self.beyond = prediction, beyond
         self.rank, self.stages = dist.get_rank(), dist.get_world_size()

@@ -67,21 +67,22 @@ def hardware(device: str) -> str:
     """The model of the processor or the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def processor(device: str) -> str:
     """More exactly: one name of a model may stand for several that differ in speed alone."""
-    if device == "cuda" or sys.platform != "linux":
-        return hardware(device)
-    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    known = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    known = {} if device == "cuda" else _cpuinfo()
     details = [f"{name} {known[name]}" for name in ("cpu family", "model") if name in known]
     return ", ".join([hardware(device), *details])
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    if sys.platform != "linux":
+        return {}
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
 
 
 def installed_version(package: str) -> str:

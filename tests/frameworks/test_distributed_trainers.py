@@ -25,6 +25,7 @@ from tests.frameworks.test_trainers import (
     language_model,
     language_model_by_hand,
     lightning_module,
+    loader,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -37,14 +38,10 @@ def tell_the_rank(rank: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # unused: the group exists
 
 
-def loader() -> DataLoader:
-    """Accelerate deals its batches to the ranks in turn."""
-    return DataLoader(TensorDataset(*problem()), batch_size=BATCH // 2)
-
-
 def train_with(accelerator: Any) -> None:
     model = network()
-    model, optimizer, data = accelerator.prepare(model, adamw(model), loader())
+    # it deals its batches to the ranks in turn
+    model, optimizer, data = accelerator.prepare(model, adamw(model), loader(BATCH // 2))
     weightcast.attach(model, optimizer, STEPS)
     for _ in range(EPOCHS):
         for x, y in data:

@@ -42,8 +42,8 @@ pytestmark = [  # the frameworks' own
 EPOCHS = 3
 
 
-def loader() -> DataLoader:
-    return DataLoader(TensorDataset(*problem()), batch_size=BATCH)
+def loader(batch_size: int = BATCH) -> DataLoader:
+    return DataLoader(TensorDataset(*problem()), batch_size=batch_size)
 
 
 # --- Lightning -----------------------------------------------------------------------------------
