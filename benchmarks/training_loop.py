@@ -25,6 +25,7 @@ import torch
 from weightcast_lab.environment import environment
 from weightcast_lab.optimizers import Hyperparameters, Method
 from weightcast_lab.protocol import EPS, WEIGHT_DECAY, preset_named
+from weightcast_lab.runner import prepare_process
 from weightcast_lab.store import RunFiles, to_json, write_atomically
 from weightcast_lab.tables import fill_document, markdown_rows
 from weightcast_lab.tasks import DataSource, Task, make_task
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare_process()
     found: dict[str, Any] = {}
     if arguments.out and arguments.out.exists():  # what it holds of the other networks stays
         found = json.loads(arguments.out.read_bytes())["networks"]
