@@ -176,6 +176,22 @@ def test_a_kernel_does_what_eager_does(
             assert torch.equal(p, theta.to(dtype))
 
 
+@each_kernel
+@pytest.mark.parametrize("eps", [1e-30, 2e-15, 1e-8, 1.0])
+@pytest.mark.parametrize("size", [0.0, 1e-16, 1e-12, 1.0, 1e15])
+def test_an_epsilon_and_gradients_of_any_size(kernel: ModuleType, eps: float, size: float) -> None:
+    """Nothing overflows and no digit is lost, though the kernel may divide once for two."""
+    o = operands([(70,)])
+    o.grads[0].mul_(10 * size)
+    o.exp_avgs[0].mul_(100 * size)
+    o.exp_avg_sqs[0].mul_(1e4 * size).mul_(size)
+    setting = Settings(0.01, *BETAS, eps, back=0.02, ahead=0.02)
+    actual, expected = (ran(k, "step", o, setting) for k in (kernel, eager))
+    assert all(t.isfinite().all() for t in expected["params"])
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
 def test_eager_is_torchs_step_and_the_rules_displacement(amsgrad: bool, maximize: bool) -> None:

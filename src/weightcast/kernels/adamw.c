@@ -12,6 +12,7 @@
 #define BLOCK 64 /* elements: whole cache lines; what is streamed at a time */
 #define MAX_THREADS 256
 #define SMALLEST_SHARE 32768  /* elements: less is done sooner than a thread is made */
+#define JOINT_FROM 1e-15      /* eps: its square is no subnormal number */
 #define STREAM_FROM (1 << 21) /* elements: fewer stay in the cache for the forward pass */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -85,21 +86,20 @@ static double power(double base, int64_t exponent) {
 /* 1 / (1 - beta^t), and 0 before the first step, where nothing is to be walked */
 static double correction(double beta, int64_t t) { return t > 0 ? 1 / (1 - power(beta, t)) : 0; }
 
-/* Delta / lr, up to the factor 1 / (1 - beta1^t); root is 1 / sqrt(1 - beta2^t) */
-INLINE float direction(float m, float v, float root, float eps) {
-    return m / (__builtin_sqrtf(v) * root + eps);
-}
+/* What m is divided by: Delta / lr = m / scale(v), up to the factor 1 / (1 - beta1^t); root is
+   1 / sqrt(1 - beta2^t) */
+INLINE float scale(float v, float root, float eps) { return __builtin_sqrtf(v) * root + eps; }
 
 /* The flags are constants where these two are called: every combination is a loop of its own. */
 INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end, int is_bfloat16,
-                 int is_ahead, int is_amsgrad, int is_streamed) {
+                 int is_ahead, int is_amsgrad, int is_streamed, int is_joint) {
     int64_t t = (int64_t)*o->t; /* counts this step already */
     float back = (float)(s->back * correction(s->beta1, t - 1));
     float root_before = (float)__builtin_sqrt(correction(s->beta2, t - 1));
     float rate = (float)(s->lr * correction(s->beta1, t));
     float ahead = (float)(s->ahead * correction(s->beta1, t));
     float root = (float)__builtin_sqrt(correction(s->beta2, t));
-    float eps = (float)s->eps, decay = (float)s->decay, scale = (float)s->gradient;
+    float eps = (float)s->eps, decay = (float)s->decay, factor = (float)s->gradient;
     float rest1 = (float)(1 - s->beta1), beta2 = (float)s->beta2, rest2 = (float)(1 - s->beta2);
     const float *source = o->source ? o->source : o->param;
     const float *grads = o->grad;
@@ -114,13 +114,16 @@ INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end
         for (int64_t k = 0; k < count; k++) {
             int64_t i = start + k;
             float theta = source[i], m = ms[i], v = vs[i];
-            float g = scale * (is_bfloat16 ? to_float(grads16[i]) : grads[i]);
+            float g = factor * (is_bfloat16 ? to_float(grads16[i]) : grads[i]);
             float v_max = is_amsgrad ? v_maxes[i] : v;
-            if (is_ahead) theta += back * direction(m, v_max, root_before, eps);
+            float m_before = m, before = is_ahead ? scale(v_max, root_before, eps) : 1;
             ms[i] = m += rest1 * (g - m);
             vs[i] = v = v * beta2 + rest2 * g * g;
             if (is_amsgrad) v_maxes[i] = v_max = v_max >= v ? v_max : v;
-            float u = direction(m, is_amsgrad ? v_max : v, root, eps);
+            float now = scale(is_amsgrad ? v_max : v, root, eps);
+            float both = is_joint ? 1 / (before * now) : 0; /* one division for two */
+            if (is_ahead) theta += back * (is_joint ? m_before * now * both : m_before / before);
+            float u = is_joint ? m * before * both : m / now;
             /* rounded here, before the forecast: else nobody could tell the two apart again */
             theta = theta * decay - rate * u;
             if (is_bfloat16) {
@@ -158,7 +161,7 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
             int64_t i = start + k;
             float theta = source[i];
             if (is_kept) kept[k] = theta;
-            float u = direction(ms[i], vs[i], root, eps);
+            float u = ms[i] / scale(vs[i], root, eps);
             if (!is_kept && !is_bfloat16) theta += back * u; /* rounded here, as in the step */
             theta = theta * decay - ahead * u;
             if (is_bfloat16)
@@ -191,13 +194,15 @@ INLINE void run_step(const Operand *o, const Share *share, int64_t begin, int64_
                      int is_amsgrad) {
     const Settings *s = share->settings;
     if (share->is_bfloat16)
-        step(o, s, begin, end, 1, 0, is_amsgrad, 0);
+        step(o, s, begin, end, 1, 0, is_amsgrad, 0, 0);
     else if (o->source && share->is_large)
-        step(o, s, begin, end, 0, 0, is_amsgrad, 1);
+        step(o, s, begin, end, 0, 0, is_amsgrad, 1, 0);
     else if (o->source || s->back == 0)
-        step(o, s, begin, end, 0, 0, is_amsgrad, 0);
+        step(o, s, begin, end, 0, 0, is_amsgrad, 0, 0);
+    else if (s->eps < JOINT_FROM)
+        step(o, s, begin, end, 0, 1, is_amsgrad, 0, 0);
     else
-        step(o, s, begin, end, 0, 1, is_amsgrad, 0);
+        step(o, s, begin, end, 0, 1, is_amsgrad, 0, 1);
 }
 
 INLINE void run_forecast(const Operand *o, const Share *share, int64_t begin, int64_t end) {
