@@ -110,7 +110,7 @@ def page(results: dict[str, Any]) -> str:
         cells = [f"{mean['shift']:.3f}", f"{100 * mean['stretch']:.1f}", _number(loss)]
         for way in WAYS[1:]:
             cells.append(_number([r[way]["loss"] - r["as gathered"]["loss"] for r in runs], "+"))
-        lines.append(f"| s = {steps} | {' | '.join(cells)} |")
+        lines.append(f"| s={steps} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_REMEDY, ""])
 
 
@@ -121,7 +121,7 @@ def _number(values: list[float], sign: str = "") -> str:
 
 
 _REMEDY = [
-    "± is half the 95% t interval over seeds; s = 0 is plain AdamW, whose running statistics lag",
+    "± is half the 95% t interval over seeds; s=0 is plain AdamW, whose running statistics lag",
     "behind the weights all the same. `torch.optim.swa_utils.update_bn(loader, model)`, after a",
     "step, gathers those of the true weights: [an example](faq.md#batchnorm).",
 ]
