@@ -30,10 +30,10 @@ class AsyncPipeline:
     r"""This process's stage of an asynchronous pipeline over all processes, in the order of ranks.
 
     `step` runs a batch's forward and, once the pipeline is full, the backward of the batch that has
-    come back, and steps the stage's own optimizer: batch t is applied to the weights $\theta_t$ after
-    its forward at $\theta_{t-D}$. A forward at $\hat\theta = \theta_{t-D} - D\Delta$ forecasts the
-    very weights that its gradient will be applied to. D is the number of batches under way in the
-    stage: fewer than P - 1 - r while the pipeline fills.
+    come back, and steps the stage's own optimizer: batch t is applied to $\theta_t$ after its
+    forward at $\theta_{t-D}$. A forward at $\hat\theta = \theta_{t-D} - D\Delta$ forecasts the very
+    weights that its gradient will be applied to. D is the number of batches under way in the stage:
+    fewer than P - 1 - r while the pipeline fills.
 
     With `stash`, a backward runs at the weights of its forward, predicted or not: PipeDream's
     stashing, at the price of D + 1 copies of them. Without, it runs at the weights of its own time,
