@@ -208,7 +208,7 @@ def interleaved(
             taken = seconds(steps[name], device)
             if n >= 2:
                 times[name].append(taken)
-        if n >= 6 and time.perf_counter() - began > budget:
+        if n >= 13 and time.perf_counter() - began > budget:
             break
     return times
 

@@ -155,7 +155,7 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
     float block[BLOCK];
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t count = end - start < BLOCK ? end - start : BLOCK;
-        float *kept = is_streamed ? block : sink + start;
+        float *kept = is_streamed || !is_kept ? block : sink + start;
 #pragma GCC ivdep
         for (int64_t k = 0; k < count; k++) {
             int64_t i = start + k;
