@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
@@ -15,7 +13,15 @@ from weightcast_lab.claims import claims
 from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, comparisons, problem_of
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, computed_on
-from weightcast_lab.tables import interval_text, markdown_rows, number, terminal_notes
+from weightcast_lab.tables import (
+    csv_rows,
+    interval_text,
+    markdown_rows,
+    mean_and_width,
+    number,
+    problem_notes,
+    terminal_notes,
+)
 
 
 def cell_text(entry: Entry, decimals: int) -> str:
@@ -59,17 +65,12 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         scatter,
         "The learning rates are the paper's or the preset's, the same for every method; none was "
         "tuned for any.",
+        computed_on(experiments),
     ]
-    notes.append(computed_on(experiments))
     for experiment in experiments:
-        problems: dict[str, list[str]] = {}
-        for method in COLUMNS:
-            if problem := problem_of(experiment, method.key):
-                problems.setdefault(problem, []).append(method.label)
         label = f"{RECIPES[experiment['network']].label}, β₂ = {beta2_of(experiment):g}"
-        for problem, methods in problems.items():
-            whose = "all methods" if len(methods) == len(COLUMNS) else ", ".join(methods)
-            notes.append(f"{label}: {whose}: {problem}.")
+        problems = {method.label: problem_of(experiment, method.key) for method in COLUMNS}
+        notes += problem_notes(label, problems)
     return notes
 
 
@@ -142,24 +143,19 @@ def _tex(text: str) -> str:
 
 def csv_text(table: Comparison) -> str:
     """One line a cell, numbers in full."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    header = [
+        *("network", "method", "seeds", "mean", "half width", "printed"),
+        *("difference", "difference half width", "problem"),
+    ]
+    rows = [
         [
-            *("network", "method", "seeds", "mean", "half width", "printed"),
-            *("difference", "difference half width", "problem"),
+            *(network, method.key, e.ours.n if e.ours else 0, *mean_and_width(e.ours)),
+            *(e.printed, *mean_and_width(e.difference), e.problem),
         ]
-    )
-    for network, entries in table.rows.items():
-        for method, e in zip(COLUMNS, entries, strict=True):
-            mine = (0, None, None) if e.ours is None else (e.ours.n, e.ours.mean, e.ours.half_width)
-            d = (
-                (None, None)
-                if e.difference is None
-                else (e.difference.mean, e.difference.half_width)
-            )
-            writer.writerow([network, method.key, *mine, e.printed, *d, e.problem])
-    return buffer.getvalue()
+        for network, entries in table.rows.items()
+        for method, e in zip(COLUMNS, entries, strict=True)
+    ]
+    return csv_rows(header, rows)
 
 
 def terminal(experiments: Sequence[Results]) -> RenderableType:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -30,7 +28,17 @@ from weightcast_lab.evidence import (
 from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
 from weightcast_lab.statistics import Interval, MedianInterval
 from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
-from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number, terminal_notes
+from weightcast_lab.tables import (
+    NOTHING,
+    STYLES,
+    csv_rows,
+    interval_text,
+    markdown_rows,
+    mean_and_width,
+    number,
+    problem_notes,
+    terminal_notes,
+)
 
 PERCENT_DECIMALS = 1
 
@@ -188,13 +196,8 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     if edges:
         notes.append(f"{edges} of {chosen} learning rates were chosen at an edge of their grid.")
     for experiment in experiments:
-        problems: dict[str, list[str]] = {}
-        for wanted in experiment["wanted"]:
-            if problem := problem_of(experiment, wanted["name"]):
-                problems.setdefault(problem, []).append(wanted["label"])
-        for problem, labels in problems.items():
-            whose = "all methods" if len(labels) == len(experiment["wanted"]) else ", ".join(labels)
-            notes.append(f"{experiment['workload']}: {whose}: {problem}.")
+        problems = {w["label"]: problem_of(experiment, w["name"]) for w in experiment["wanted"]}
+        notes += problem_notes(experiment["workload"], problems)
     return notes
 
 
@@ -334,31 +337,23 @@ def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
 
 def csv_text(experiments: Sequence[Results]) -> str:
     """One line a comparison, numbers in full; `overall` is the mean over the workloads."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    header = [
+        *("question", "reference", "method", "workload", "pairs", "log change"),
+        *("half width", "corrected p", "verdict", "problem"),
+    ]
+    rows = [
         [
-            *("question", "reference", "method", "workload", "pairs", "log change"),
-            *("half width", "corrected p", "verdict", "problem"),
+            *(answer.question.key, answer.question.reference, row.name, workload),
+            *(effect.change.n if effect.change else 0, *mean_and_width(effect.change)),
+            *(effect.p, effect.verdict, effect.problem),
         ]
-    )
-    for answer in answers(experiments):
-        for row in answer.rows:
-            for workload, effect in zip(
-                (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
-            ):
-                c = effect.change
-                numbers = (0, None, None) if c is None else (c.n, c.mean, c.half_width)
-                writer.writerow(
-                    [
-                        *(answer.question.key, answer.question.reference, row.name, workload),
-                        *(*numbers, effect.p, effect.verdict, effect.problem),
-                    ]
-                )
-    return buffer.getvalue()
-
-
-STYLES = {"better": "bold green", "worse": "bold red", "": ""}
+        for answer in answers(experiments)
+        for row in answer.rows
+        for workload, effect in zip(
+            (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
+        )
+    ]
+    return csv_rows(header, rows)
 
 
 def terminal(experiments: Sequence[Results]) -> RenderableType:
