@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.claims import claims
@@ -14,13 +13,16 @@ from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, compariso
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, computed_on
 from weightcast_lab.tables import (
+    Cell,
     csv_rows,
     interval_text,
     markdown_rows,
+    marked,
     mean_and_width,
     number,
     problem_notes,
     terminal_notes,
+    terminal_table,
 )
 
 
@@ -74,14 +76,22 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     return notes
 
 
+def table_rows(table: Comparison) -> list[list[Cell]]:
+    """Network by network: ours and the paper's."""
+    return [
+        [
+            (RECIPES[network].label, ""),
+            *((cell_text(e, table.decimals), "best" if e.is_best else "") for e in entries),
+        ]
+        for network, entries in table.rows.items()
+    ]
+
+
 def markdown(experiments: Sequence[Results]) -> str:
     """Tables, differences, claims and notes."""
     parts = []
     for table in comparisons(experiments):
-        parts += [
-            f"**{table.title}**\n\n",
-            markdown_rows(header(), _rows(table, str, "**{}**".format)),
-        ]
+        parts += [f"**{table.title}**\n\n", markdown_rows(header(), marked(table_rows(table)))]
         parts += [f"\n{table.caption}\n\n", "Paired differences to AdamW:\n\n"]
         labels = ["Network", *(m.label for m in COLUMNS[1:])]
         parts += [markdown_rows(labels, difference_rows(table)), "\n"]
@@ -92,21 +102,12 @@ def markdown(experiments: Sequence[Results]) -> str:
     return "".join(parts)
 
 
-def _rows(
-    table: Comparison, plain: Callable[[str], str], bold: Callable[[str], str]
-) -> list[list[str]]:
-    """The table's rows, the best of each in bold."""
-    rows = []
-    for network, entries in table.rows.items():
-        texts = [(e, plain(cell_text(e, table.decimals))) for e in entries]
-        cells = [bold(text) if e.is_best else text for e, text in texts]
-        rows.append([plain(RECIPES[network].label), *cells])
-    return rows
-
-
 def latex(table: Comparison) -> str:
     """The table for a paper, with booktabs."""
-    rows = [" & ".join(row) + r" \\" for row in _rows(table, _tex, r"\textbf{{{}}}".format)]
+    rows = [
+        [rf"\textbf{{{_tex(text)}}}" if is_best else _tex(text) for text, is_best in row]
+        for row in table_rows(table)
+    ]
     return "\n".join(
         [
             r"\begin{table}",
@@ -116,7 +117,7 @@ def latex(table: Comparison) -> str:
             r"\toprule",
             " & ".join(map(_tex, header())) + r" \\",
             r"\midrule",
-            *rows,
+            *(" & ".join(row) + r" \\" for row in rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -162,15 +163,7 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
     """Tables, claims and notes."""
     parts: list[RenderableType] = []
     for table in comparisons(experiments):
-        drawn = Table(title=table.title, title_style="bold", header_style="bold")
-        for position, name in enumerate(header()):
-            drawn.add_column(name, justify="right" if position else "left")
-        for network, entries in table.rows.items():
-            cells = [
-                Text(cell_text(e, table.decimals), style="bold" if e.is_best else "")
-                for e in entries
-            ]
-            drawn.add_row(RECIPES[network].label, *cells)
+        drawn = terminal_table(table.title, header(), table_rows(table))
         parts += [drawn, Padding(Text(table.caption, style="dim"), (0, 0, 1, 1))]
     for claim in claims(experiments):
         parts.append(Text.assemble(claim.claim, " ", (claim.verdict, "bold"), ". ", claim.reason))

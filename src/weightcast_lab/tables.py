@@ -56,8 +56,12 @@ def verdict(row: Row, quantity: Quantity, reference: Row) -> str:
     return f"{found} than {other}" if found else f"no difference to {other} shown"
 
 
-def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the main table, as text."""
+Cell = tuple[str, str]
+"""A text, and `better`, `worse`, `best` or nothing."""
+
+
+def table_cells(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
+    """The header and the rows of the main table."""
     reference = summary.reference.label
     header = [
         "Method",
@@ -67,17 +71,17 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
         "Seconds per run",
     ]
     loss = summary.quantities[0]
-    rows = []
+    rows: list[list[Cell]] = []
     for row in summary.rows:
         problems = row.problems()
         difference = interval_text(row.differences.get(loss.key), loss.decimals, sign=True)
         rows.append(
             [
-                row.label + (f" ({problems})" if problems else ""),
-                *(interval_text(row.values[q.key], q.decimals) for q in summary.quantities),
-                difference,
-                steps_text(row),
-                NOTHING if row.seconds is None else number(row.seconds, 1),
+                (row.label + (f" ({problems})" if problems else ""), ""),
+                *((interval_text(row.values[q.key], q.decimals), "") for q in summary.quantities),
+                (difference, tone_of(row, loss)),
+                (steps_text(row), ""),
+                (NOTHING if row.seconds is None else number(row.seconds, 1), ""),
             ]
         )
     return header, rows
@@ -86,11 +90,12 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
 def markdown_table(summary: Summary) -> str:
     """The main table in Markdown; differences whose interval excludes zero are bold."""
     header, rows = table_cells(summary)
-    at = 1 + len(summary.quantities)
-    for row, cells in zip(summary.rows, rows, strict=True):
-        if tone_of(row, summary.quantities[0]):
-            cells[at] = f"**{cells[at]}**"
-    return markdown_rows(header, rows)
+    return markdown_rows(header, marked(rows))
+
+
+def marked(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
+    """In Markdown: bold is what is better, worse or best."""
+    return [[f"**{text}**" if verdict else text for text, verdict in row] for row in rows]
 
 
 def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -157,22 +162,25 @@ def csv_table(summary: Summary) -> str:
     return csv_rows(header, rows)
 
 
-STYLES = {"better": "bold green", "worse": "bold red", "": ""}
-"""Of a verdict in the terminal."""
+_STYLES = {"better": "bold green", "worse": "bold red", "best": "bold", "": ""}
 
 
 def terminal_report(summary: Summary) -> RenderableType:
     """The main table with its notes."""
-    header, rows = table_cells(summary)
-    table = Table(title=summary.title, title_style="bold", header_style="bold")
-    for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position else "left", vertical="middle")
-    at = 1 + len(summary.quantities)
-    for row, cells in zip(summary.rows, rows, strict=True):
-        styled = [Text(cell) for cell in cells]
-        styled[at].stylize(STYLES[tone_of(row, summary.quantities[0])])
-        table.add_row(*styled)
+    table = terminal_table(summary.title, *table_cells(summary))
     return Group(table, *terminal_notes(summary.notes))
+
+
+def terminal_table(
+    title: str, header: Iterable[str], rows: Iterable[Iterable[Cell]], left: int = 1
+) -> Table:
+    """A table for the terminal, so many columns to the left and the others to the right."""
+    table = Table(title=title, title_style="bold", header_style="bold")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place < left else "right", vertical="middle")
+    for row in rows:
+        table.add_row(*(Text(text, style=_STYLES[verdict]) for text, verdict in row))
+    return table
 
 
 def problem_notes(where: str, problems: Mapping[str, str]) -> list[str]:
