@@ -239,8 +239,8 @@ def _notes(results: Results, rows: Sequence[Row]) -> list[str]:
         f"comes down to {reference}'s final one of the same seed (linear between evaluations), "
         f"as a share of {reference}'s steps. The median over seeds, in which a run that never gets "
         "there counts as later than all others.",
-        f"Hardware: {hardware(results)}. Seconds are of runs that shared the machine with each "
-        "other.",
+        f"Hardware: {'; '.join(machines(results))}. Seconds are of runs that shared the machine "
+        "with each other.",
     ]
     for row in rows:
         if row.elsewhere:
@@ -253,15 +253,15 @@ def _notes(results: Results, rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def hardware(results: Results) -> str:
+def machines(results: Results) -> list[str]:
     """The machines and versions of an experiment."""
-    return "; ".join(
+    return [
         f"{e['hardware']}, Python {e['python']}, torch {e['torch']}, weightcast {e['weightcast']}"
         for e in results["environments"]
-    )
+    ]
 
 
 def computed_on(experiments: Sequence[Results]) -> str:
     """A sentence with the machines and versions of all experiments, each once."""
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
-    return f"Computed on {'; and on '.join(machines)}."
+    each = dict.fromkeys(machine for e in experiments for machine in machines(e))
+    return f"Computed on {'; and on '.join(each)}."

@@ -244,7 +244,7 @@ def brief(experiments: Sequence[Results]) -> str:
     if any(map(series_of, experiments)):
         return _brief_delays(experiments)
     found = asked(answers(experiments), *BRIEF)
-    rows = sorted((row for a in found for row in a.rows), key=lambda row: row.name != "nadamw")
+    rows = sorted((row for a in found for row in a.begun), key=lambda row: row.name != "nadamw")
     on_workloads = [one for e in experiments if not e["variant_of"] for one in workload_rows(e)]
     header = [
         *("Method", "Final loss, change to AdamW in %", "Better / worse on"),
@@ -252,15 +252,14 @@ def brief(experiments: Sequence[Results]) -> str:
     ]
     cells: list[list[Cell]] = []
     for row in rows:
-        if all(effect.change is None for effect in row.effects):
-            continue
+        problem = f" ({row.overall.problem})" if row.overall.problem else ""
         own = [one for one in on_workloads if one.label == row.label]
         counts = [sum(e.verdict == v for e in row.effects) for v in ("better", "worse")]
         costs = [one.cost for one in own if one.cost is not None]
         cells.append(
             [
                 (row.label, ""),
-                (overall_text(row), row.overall.verdict),
+                (overall_text(row) + problem, row.overall.verdict),
                 (f"{counts[0]} / {counts[1]} of {len(row.effects)}", ""),
                 (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
                 (NOTHING if not costs else number(statistics.median(costs), 2), ""),
