@@ -14,7 +14,7 @@ from weightcast_lab.paper import difference
 from weightcast_lab.protocol import BASELINE, METHODS, TABLES
 from weightcast_lab.results import Results, Run, measure
 from weightcast_lab.statistics import Interval
-from weightcast_lab.tables import number
+from weightcast_lab.tables import number, tone
 
 FORECASTS = tuple(method.key for method in METHODS[1:])
 
@@ -30,19 +30,17 @@ class Claim:
 
 def claims(experiments: Sequence[Results]) -> list[Claim]:
     """The paper's claims (a) to (d), and NAdamW's place, each with what our intervals say."""
-    early = [(e, difference(e, key, _early_loss), False) for e in experiments for key in FORECASTS]
+    early = [(difference(e, key, _early_loss), False) for e in experiments for key in FORECASTS]
     final = [
-        (e, difference(e, key, _best_metric(e)), e["metric"]["higher_is_better"])
+        (difference(e, key, _best_metric(e)), e["metric"]["higher_is_better"])
         for e in experiments
         for key in FORECASTS
     ]
     spread = [
-        (e, difference(e, key, _best_loss, FORECASTS[0]), False)
-        for e in experiments
-        for key in FORECASTS[1:]
+        difference(e, key, _best_loss, FORECASTS[0]) for e in experiments for key in FORECASTS[1:]
     ]
     nadamw = [
-        (e, difference(e, key, _best_loss, BASELINE.key), False)
+        (difference(e, key, _best_loss, BASELINE.key), False)
         for e in experiments
         for key in FORECASTS
     ]
@@ -69,9 +67,6 @@ def claims(experiments: Sequence[Results]) -> list[Claim]:
     ]
 
 
-Differences = Sequence[tuple[Results, Interval | None, bool]]
-
-
 def _early_loss(run: Run) -> float:
     losses = run["history"]["validation_loss"]
     return float(losses[math.ceil((len(losses) - 1) / 4)])
@@ -87,10 +82,16 @@ def _best_metric(experiment: Results) -> Callable[[Run], float]:
 
 
 def _judged(
-    differences: Differences, what: str, more: str = "", against: str = "AdamW"
+    differences: Sequence[tuple[Interval | None, bool]],
+    what: str,
+    more: str = "",
+    against: str = "AdamW",
 ) -> tuple[str, str]:
-    """The verdict on "better than AdamW", and the count that it follows from."""
-    known = [(d, higher) for _, d, higher in differences if d is not None]
+    """The verdict on "better than AdamW", and the count that it follows from.
+
+    With each difference comes whether higher is better.
+    """
+    known = [(d, higher) for d, higher in differences if d is not None]
     better = sum((d.mean > 0) == higher and d.mean != 0 for d, higher in known)
     if not known:
         return "not tested here", "There is no pair of finished runs."
@@ -100,22 +101,20 @@ def _judged(
             "not shown: one seed",
             f"{lead}; one seed cannot tell a difference from chance.{more}",
         )
-    sure = [(d, higher) for d, higher in known if d.excludes_zero]
-    good = sum((d.mean > 0) == higher for d, higher in sure)
-    bad = len(sure) - good
-    reason = (
-        f"{lead}; the 95% interval excludes zero in {len(sure)}: {good} better, {bad} worse.{more}"
-    )
+    tones = [tone(d, higher) for d, higher in known]
+    good, bad = tones.count("better"), tones.count("worse")
+    sure = good + bad
+    reason = f"{lead}; the 95% interval excludes zero in {sure}: {good} better, {bad} worse.{more}"
     if good and bad:
         return "mixed", reason
-    if not good and not bad:
+    if not sure:
         return "not shown", reason
     judged = "supported" if good else "contradicted"
-    return (judged if len(sure) == len(known) else f"{judged} in part"), reason
+    return (judged if sure == len(known) else f"{judged} in part"), reason
 
 
-def _judged_alike(differences: Differences) -> tuple[str, str]:
-    known = [d for _, d, _ in differences if d is not None]
+def _judged_alike(differences: Sequence[Interval | None]) -> tuple[str, str]:
+    known = [d for d in differences if d is not None]
     if not known:
         return "not tested here", "There is no pair of finished runs."
     largest = max(abs(d.mean) for d in known)

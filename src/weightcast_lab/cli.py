@@ -59,6 +59,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is 
 Data = Annotated[
     Path | None,
     typer.Option(
+        resolve_path=True,
         help="Folder with the data: ptb.train.txt, ptb.valid.txt and ptb.test.txt; "
         "cifar-10-binary.tar.gz or cifar10-jpeg.tar.xz.",
         show_default=False,
@@ -273,7 +274,7 @@ def compare(
         check_learning_rate(rate)
     chosen_device = _device(device, on)
     check_precision(precision, chosen_device)
-    source = DataSource(data.resolve() if data else None, any_text, download)
+    source = DataSource(data, any_text, download)
     options = parse_options(task, option)
     the_task = make_task(task, source, **options)
     preset = the_task.preset
@@ -375,7 +376,7 @@ def reproduce(
         preset=preset,
         seeds=seeds,
         beta2s=tuple(beta2),
-        source=DataSource(data.resolve() if data else None, download=download),
+        source=DataSource(data, download=download),
         device=chosen_device,
         precision=precision,
         compiled=compiled,
@@ -444,7 +445,7 @@ def study(
 
     chosen = list(dict.fromkeys(names or ["core"]))
     chosen_device = _device(device, on)
-    source = DataSource(data.resolve() if data else None, download=download)
+    source = DataSource(data, download=download)
     alone = "".join(f"-{name}" for name in chosen if name in ("delay", "smoke"))
     folder = out or Path("weightcast-runs") / f"study{alone}"
     opened = open_study(chosen, source, chosen_device, folder, seeds)
@@ -508,7 +509,7 @@ def foresight(
     from weightcast_lab.tasks import DataSource
 
     chosen_device = _device(device, on)
-    source = DataSource(data.resolve() if data else None, download=download)
+    source = DataSource(data, download=download)
     folder = out or Path("weightcast-runs") / "foresight"
     opened = open_foresight(source, chosen_device, folder, seeds)
     order = in_order([experiment for _, experiment in opened])
@@ -715,10 +716,10 @@ def report(
     elif into:
         insert(into, results.as_posix(), experiments, brief=brief)
     else:
-        _show(path, out or path.parent, as_json)
+        _show(path, out or path.parent)
 
 
-def _show(path: Path, folder: Path, as_json: bool) -> None:
+def _show(path: Path, folder: Path, as_json: bool = False) -> None:
     """Draw everything into the folder, and print the tables of a results file, or the file."""
     from weightcast_lab.report import terminal_report, write_report
     from weightcast_lab.results import load_results

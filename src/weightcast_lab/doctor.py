@@ -86,6 +86,6 @@ def _data(task: str, folder: Path | None) -> Finding:
     if folder is None:
         return Finding(topic, None, "not looked for: --data FOLDER says where")
     try:
-        return Finding(topic, True, make_task(task, DataSource(folder.resolve())).title)
+        return Finding(topic, True, make_task(task, DataSource(folder)).title)
     except LabError as error:
         return Finding(topic, False, str(error))

@@ -93,17 +93,14 @@ class Answer:
     @property
     def verdict(self) -> str:
         """What holds on average over the workloads."""
-        good = [row.label for row in self.rows if row.overall.verdict == "better"]
-        bad = [row.label for row in self.rows if row.overall.verdict == "worse"]
         if all(row.overall.p is None for row in self.rows):
             return "not tested here"
-        if good and not bad:
-            return "better" if len(good) == len(self.rows) else f"better: {', '.join(good)}"
-        if bad and not good:
-            return "worse" if len(bad) == len(self.rows) else f"worse: {', '.join(bad)}"
-        if good:
-            return f"better: {', '.join(good)}; worse: {', '.join(bad)}"
-        return "no difference shown"
+        parts = []
+        for verdict in ("better", "worse"):
+            if labels := [row.label for row in self.rows if row.overall.verdict == verdict]:
+                all_are = len(labels) == len(self.rows)
+                parts.append(verdict if all_are else f"{verdict}: {', '.join(labels)}")
+        return "; ".join(parts) or "no difference shown"
 
     @property
     def reason(self) -> str:
@@ -358,7 +355,7 @@ def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str])
     if (look := by_key.get("look-ahead")) is not None:
         row, beyond = look.rows[0], by_key.get("nadamw")
         change = "" if row.overall.change is None else f" ({percent(row.overall.change)})"
-        text = f"NAdamW instead of AdamW: {row.overall.verdict or 'no difference shown'}{change}."
+        text = f"NAdamW instead of AdamW: {look.verdict}{change}."
         if beyond is not None:
             text += f" Forecasts of AdamW against it: {beyond.verdict}."
         said.append(text)
@@ -371,17 +368,22 @@ def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str])
     return said
 
 
+def _places(answer: Answer, row: AnswerRow, verdict: str) -> list[str]:
+    """The workloads on which a row is better, or worse."""
+    both = zip(answer.workloads, row.effects, strict=True)
+    return [workload for workload, effect in both if effect.verdict == verdict]
+
+
 def _best_in_places(answer: Answer) -> str:
     """The row that is better on most workloads, where none is on average."""
 
-    def places(row: AnswerRow, verdict: str) -> list[str]:
-        both = zip(answer.workloads, row.effects, strict=True)
-        return [workload for workload, effect in both if effect.verdict == verdict]
+    def lead(row: AnswerRow) -> int:
+        return len(_places(answer, row, "better")) - len(_places(answer, row, "worse"))
 
-    best = max(answer.rows, key=lambda row: len(places(row, "better")) - len(places(row, "worse")))
-    if not (better := places(best, "better")):
+    best = max(answer.rows, key=lead)
+    if not (better := _places(answer, best, "better")):
         return "there is nothing to set."
-    worse = places(best, "worse")
+    worse = _places(answer, best, "worse")
     where = f"worse on {'; '.join(worse)}" if worse else "shown to be worse on none"
     return (
         f"{best.label} is better on {len(better)} of {len(best.effects)} tasks "
@@ -390,27 +392,22 @@ def _best_in_places(answer: Answer) -> str:
 
 
 def _recommended(answer: Answer, percent: Callable[[Interval], str]) -> str:
+    if answer.verdict == "not tested here":
+        return f"{answer.reference}: not tested here."
     good = [
-        (row.overall.change.mean, row)
+        (row.overall.change, row)
         for row in answer.rows
         if row.overall.verdict == "better" and row.overall.change is not None
     ]
-    if answer.verdict == "not tested here":
-        return f"{answer.reference}: not tested here."
     if not good:
         return (
             f"{answer.reference}: no forecast is shown to improve it on average; "
             + _best_in_places(answer)
         )
-    _, best = min(good, key=lambda pair: pair[0])
-    assert best.overall.change is not None  # of those above
-    worse = [
-        workload
-        for workload, effect in zip(answer.workloads, best.effects, strict=True)
-        if effect.verdict == "worse"
-    ]
+    change, best = min(good, key=lambda pair: pair[0].mean)
+    worse = _places(answer, best, "worse")
     where = f"; but worse on {'; '.join(worse)}" if worse else "; shown to be worse on none"
     return (
         f"{answer.reference}: {best.label} has the lowest mean of those that are better "
-        f"({percent(best.overall.change)}){where}."
+        f"({percent(change)}){where}."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from weightcast_lab.evidence import Answer, Effect, final_losses, series_of
 from weightcast_lab.optimizers import Method
 from weightcast_lab.protocol import RECIPES
-from weightcast_lab.results import Results, Row
+from weightcast_lab.results import Results, Row, Run, finished, pairs
 from weightcast_lab.statistics import Interval, mean_interval
 from weightcast_lab.study import METHODS
 
@@ -67,24 +67,17 @@ def draw(results: Results, rows: Sequence[Row], theme: Theme, columns: int) -> F
         figure = Figure(figsize=size, layout=layout)
         panels = list(figure.subplots(lines, columns).flat)
         styles = _styles(results, theme)
-        curves = _Curves(results)
-        _draw_curves(panels[0], curves, styles, "validation_loss")
+        _draw_curves(panels[0], results, styles, "validation_loss")
         panels[0].set(title="Validation loss")
         _use_log_scale_if_wide(panels[0])
         metric = results["metric"]["name"]
-        _draw_curves(panels[1], curves, styles, "metric")
+        _draw_curves(panels[1], results, styles, "metric")
         panels[1].set(title=f"Validation {metric}")
-        _draw_relative(panels[2], curves, styles, results["methods"][0])
+        _draw_relative(panels[2], results, styles)
         _draw_differences(panels[3], rows, styles)
         for panel in panels[:3]:
             panel.set_xlabel("optimizer steps")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper center",
-            ncols=min(len(labels), 6 if columns == 2 else 3),
-        )
+        add_legend(figure, panels[:1], 3 * columns)
     return figure
 
 
@@ -101,7 +94,7 @@ def draw_panels(
     with matplotlib.rc_context(figure_settings(theme)):
         for panel, experiment in zip(panels, experiments, strict=True):
             styles = _styles(experiment, theme)
-            _draw_curves(panel, _Curves(experiment), styles, column, by_epoch=by_epoch)
+            _draw_curves(panel, experiment, styles, column, by_epoch=by_epoch)
             metric = experiment["metric"]["name"] if column == "metric" else "loss"
             is_paper = "network" in experiment
             label = RECIPES[experiment["network"]].label if is_paper else experiment["workload"]
@@ -334,25 +327,12 @@ def to_image(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-class _Curves:
-    """The finished runs of each method as arrays of shape (seeds, evaluations).
+def _column(runs: Iterable[Run], name: str) -> Array:
+    """A column of the histories, of shape (runs, evaluations).
 
     The evaluation before training is left out: on its scale the rest would be flat.
     """
-
-    def __init__(self, results: Results) -> None:
-        self._runs: dict[str, dict[int, Any]] = {m["key"]: {} for m in results["methods"]}
-        for run in results["runs"]:
-            if run["diverged_at"] is None and run["method"] in self._runs:
-                self._runs[run["method"]][run["seed"]] = run["history"]
-        self.methods = results["methods"]
-
-    def seeds(self, key: str) -> list[int]:
-        return list(self._runs[key])
-
-    def of(self, key: str, column: str, seeds: Sequence[int] | None = None) -> Array:
-        chosen = self.seeds(key) if seeds is None else seeds
-        return np.array([self._runs[key][seed][column][1:] for seed in chosen])
+    return np.array([run["history"][name][1:] for run in runs])
 
 
 def _band(values: Array) -> tuple[Array, Array]:
@@ -406,44 +386,41 @@ def _fit_to_lines(panel: Axes) -> None:
 
 def _draw_curves(
     panel: Axes,
-    curves: _Curves,
+    results: Results,
     styles: dict[str, Style],
     column: str,
     *,
     by_epoch: bool = False,
 ) -> None:
-    for method in curves.methods:
-        if curves.seeds(key := method["key"]):
-            steps = curves.of(key, "step")[0]
+    for method in results["methods"]:
+        if runs := finished(results, method["key"]).values():
+            steps = _column(runs, "step")[0]
             _line(
                 panel,
                 np.arange(1.0, len(steps) + 1) if by_epoch else steps,
-                curves.of(key, column),
-                styles[key],
+                _column(runs, column),
+                styles[method["key"]],
                 method["label"],
             )
     _fit_to_lines(panel)
 
 
-def _draw_relative(
-    panel: Axes, curves: _Curves, styles: dict[str, Style], reference: dict[str, Any]
-) -> None:
+def _draw_relative(panel: Axes, results: Results, styles: dict[str, Style]) -> None:
     """How far above or below the reference's loss of the same seed and step."""
+    reference = results["methods"][0]
     panel.set(title=f"Loss relative to {reference['label']} (paired)")
     panel.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0 %")
     )
-    for method in curves.methods:
-        key = method["key"]
-        both = [seed for seed in curves.seeds(key) if seed in curves.seeds(reference["key"])]
-        if both:
-            losses = curves.of(key, "validation_loss", both)
-            logarithms = np.log(losses / curves.of(reference["key"], "validation_loss", both))
+    for method in results["methods"]:
+        if both := pairs(results, method["key"], reference["key"]):
+            runs, others = zip(*both, strict=True)
+            losses = _column(runs, "validation_loss")
             _line(
                 panel,
-                curves.of(key, "step")[0],
-                logarithms,
-                styles[key],
+                _column(runs, "step")[0],
+                np.log(losses / _column(others, "validation_loss")),
+                styles[method["key"]],
                 method["label"],
                 scale=lambda value: 100 * np.expm1(value),
             )

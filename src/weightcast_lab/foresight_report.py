@@ -11,14 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from weightcast.distance import decaying_steps
 from weightcast_lab.figures import Array, Theme, add_legend, figure_settings, panels_of
 from weightcast_lab.foresight import QUANTITIES
 from weightcast_lab.results import Results, computed_on, finished
-from weightcast_lab.tables import NOTHING, markdown_rows, number, terminal_notes
+from weightcast_lab.tables import NOTHING, markdown_rows, number, terminal_notes, terminal_table
 
 DEFAULT_BETA1 = 0.9
 
@@ -127,12 +125,8 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
     found = sights(experiments)
     parts: list[RenderableType] = []
     for quantity, title in TABLES.items():
-        drawn = Table(title=title, title_style="bold", header_style="bold")
-        for position, name in enumerate(_header(found)):
-            drawn.add_column(name, justify="right" if position > 1 else "left")
-        for row in _cells(found, quantity):
-            drawn.add_row(*map(Text, row))
-        parts += [drawn, ""]
+        rows = [[(text, "") for text in row] for row in _cells(found, quantity)]
+        parts += [terminal_table(title, _header(found), rows, left=2), ""]
     return Group(*parts, *terminal_notes(notes_of(experiments)))
 
 

@@ -30,11 +30,18 @@ from weightcast_lab.figures import (
 )
 from weightcast_lab.paper import comparisons, shown
 from weightcast_lab.paper import figures as paper_figures
-from weightcast_lab.paper_tables import cell_text, difference_rows, header, notes_of
-from weightcast_lab.protocol import RECIPES
+from weightcast_lab.paper_tables import difference_rows, header, notes_of, table_rows
 from weightcast_lab.results import Quantity, Results, Row, Summary
 from weightcast_lab.study import AGAINST_DELAY
-from weightcast_lab.tables import interval_text, steps_text, table_cells, tone_of, verdict
+from weightcast_lab.tables import (
+    Cell,
+    interval_text,
+    steps_text,
+    table_cells,
+    tone,
+    tone_of,
+    verdict,
+)
 
 
 def html_page(results: Results, summary: Summary) -> str:
@@ -49,11 +56,9 @@ def html_page(results: Results, summary: Summary) -> str:
         f"{configuration['parameters']:,} weights",
         *dict.fromkeys(environment["hardware"] for environment in results["environments"]),
     ]
-    columns, rows = table_cells(summary)
-    tones = [tone_of(row, loss) for row in summary.rows]
     reference = html.escape(summary.reference.label)
-    table = _html_table(columns, rows, tones, column=1 + len(summary.quantities))
     cards = "".join(_card(row, loss, summary.reference) for row in summary.rows[1:])
+    curves = partial(draw, results, summary.rows)
     return sheet_of_paper(
         kicker="weightcast compare",
         title=summary.title,
@@ -62,10 +67,11 @@ def html_page(results: Results, summary: Summary) -> str:
             f'<div class="cards">{cards}</div>'
             f'<p class="caption">Differences to {reference} in final validation loss, paired by '
             "seed, with 95% intervals. Green or red only where the interval excludes zero.</p>"
-            f'<div class="sheet">{_figures(results, summary)}</div>'
-            f'<h2>Results on the validation data</h2><div class="sheet">{table}</div>'
-            f"<h2>Paired differences to {reference}</h2>"
-            f'<div class="sheet">{_difference_table(summary)}</div>'
+            f'<div class="sheet">{picture("Learning curves and paired differences", curves)}</div>'
+            + _section("Results on the validation data", _table(*table_cells(summary)))
+            + _section(
+                f"Paired differences to {summary.reference.label}", _difference_table(summary)
+            )
         ),
         notes=summary.notes,
         command=results.get("command", ""),
@@ -75,44 +81,23 @@ def html_page(results: Results, summary: Summary) -> str:
 
 def paper_page(experiments: Sequence[Results]) -> str:
     """The page of a reproduction."""
-    cards = "".join(
-        f'<div class="card"><h3>{html.escape(claim.claim)}</h3>'
-        f'<p class="verdict">{html.escape(claim.verdict)}</p>'
-        f"<p>{html.escape(claim.reason)}</p></div>"
-        for claim in claims(experiments)
-    )
-    body = [f'<div class="cards">{cards}</div>']
+    body = [_verdicts((claim.claim, claim.verdict, claim.reason) for claim in claims(experiments))]
     for table in comparisons(experiments):
-        rows = []
-        for network, entries in table.rows.items():
-            cells = [f"<th>{html.escape(RECIPES[network].label)}</th>"]
-            for entry in entries:
-                text = html.escape(cell_text(entry, table.decimals))
-                text = text.replace(" ±", "&nbsp;±")
-                cells.append(f"<td>{f'<b>{text}</b>' if entry.is_best else text}</td>")
-            rows.append(f"<tr>{''.join(cells)}</tr>")
         differences = []
-        for (network, entries), texts in zip(
-            table.rows.items(), difference_rows(table), strict=True
+        for entries, (label, *texts) in zip(
+            table.rows.values(), difference_rows(table), strict=True
         ):
-            cells = [f"<th>{html.escape(RECIPES[network].label)}</th>"]
-            for entry, text in zip(entries[1:], texts[1:], strict=True):
-                better = entry.difference is not None and (
-                    (entry.difference.mean > 0) == table.higher_is_better
-                )
-                sure = entry.difference is not None and entry.difference.excludes_zero
-                cells.append(_html_cell(text, ("better" if better else "worse") if sure else ""))
-            differences.append(f"<tr>{''.join(cells)}</tr>")
+            tones = [tone(e.difference, table.higher_is_better) for e in entries[1:]]
+            differences.append([(label, ""), *zip(texts, tones, strict=True)])
         body.append(
-            f"<h2>{html.escape(table.title)}</h2>"
-            f'<div class="sheet">{html_frame(header(), rows)}</div>'
-            f'<p class="caption">{html.escape(table.caption)}</p>'
-            f'<div class="sheet"><details><summary>Paired differences to AdamW</summary>'
-            f"{html_frame(['Network', *header()[2:]], differences)}</details></div>"
+            _section(table.title, _table(header(), table_rows(table)))
+            + f'<p class="caption">{html.escape(table.caption)}</p>'
+            '<div class="sheet"><details><summary>Paired differences to AdamW</summary>'
+            f"{_table(['Network', *header()[2:]], differences)}</details></div>"
         )
     for figure in paper_figures(experiments):
-        drawn = picture(figure.title, partial(draw_panels, figure.experiments, figure.column))
-        body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
+        drawn = partial(draw_panels, figure.experiments, figure.column)
+        body.append(_section(figure.title, picture(figure.title, drawn)))
     return sheet_of_paper(
         kicker="weightcast reproduce",
         title="Weight Prediction Boosts the Convergence of AdamW: the paper beside our runs",
@@ -126,37 +111,24 @@ def paper_page(experiments: Sequence[Results]) -> str:
 
 def study_page(experiments: Sequence[Results]) -> str:
     """The page of a study."""
-    found = answers(experiments)
-    cards = "".join(
-        f'<div class="card"><h3>{html.escape(question)}</h3>'
-        f'<p class="verdict">{html.escape(verdict)}</p><p>{html.escape(reason)}</p></div>'
-        for question, verdict, reason in study_tables.verdicts(experiments)
-    )
     said = "".join(f"<li>{html.escape(line)}</li>" for line in study_tables.advice(experiments))
-    body = [f'<div class="cards">{cards}</div><h2>What to set</h2><ul>{said}</ul>']
+    cards = _verdicts(study_tables.verdicts(experiments))
+    body = [f"{cards}<h2>What to set</h2><ul>{said}</ul>"]
     for figure in study_figures(experiments):
-        drawn = picture(figure.title, figure.draw)
-        body.append(f'<h2>{html.escape(figure.title)}</h2><div class="sheet">{drawn}</div>')
-    for answer in begun(found):
-        rows = []
-        for (label, _), *cells in study_tables.answer_cells(answer):
-            tags = [f"<th>{html.escape(label)}</th>"]
-            tags += [_html_cell(text, tone) for text, tone in cells]
-            rows.append(f"<tr>{''.join(tags)}</tr>")
-        table = html_frame(study_tables.answer_header(answer), rows)
-        body.append(f'<h2>{html.escape(answer.question.text)}</h2><div class="sheet">{table}</div>')
+        body.append(_section(figure.title, picture(figure.title, figure.draw)))
+    for answer in begun(answers(experiments)):
+        table = _table(study_tables.answer_header(answer), study_tables.answer_cells(answer))
         body.append(
-            '<p class="caption">Change of the final validation loss in %, compared with '
+            _section(answer.question.text, table)
+            + '<p class="caption">Change of the final validation loss in %, compared with '
             f"{html.escape(answer.reference)}.</p>"
         )
     for experiment in experiments:
-        cells_of = study_tables.workload_cells(experiment)
-        table = _html_table(
-            study_tables.workload_header(experiment), cells_of, [""] * len(cells_of), column=0
-        )
+        rows = [[(text, "") for text in row] for row in study_tables.workload_cells(experiment)]
+        table = _table(study_tables.workload_header(experiment), rows)
         body.append(
-            f'<h2>{html.escape(experiment["workload"])}</h2><div class="sheet">{table}</div>'
-            f'<p class="caption">{html.escape(experiment["title"])}</p>'
+            _section(experiment["workload"], table)
+            + f'<p class="caption">{html.escape(experiment["title"])}</p>'
         )
     return sheet_of_paper(
         kicker="weightcast study",
@@ -192,7 +164,6 @@ class StudyFigure:
     draw: Callable[[Theme, int], Figure]
 
 
-IN_FOREST = ("adamw", "control", "look-ahead")
 IN_CURVES = ("adamw", "adamw-s1", "adamw-s3", "adamw-s8", "nadamw")
 
 
@@ -220,7 +191,7 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         title = "Final loss against the steps predicted ahead"
         figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))
     for key, title, against, chosen in (
-        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *IN_FOREST)),
+        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *study_tables.BRIEF)),
         ("forest-nadamw", "AdamW predicted, beside NAdamW", "NAdamW", asked(found, "nadamw")),
         ("forest-plain", "Other optimizers predicted", "the plain form", versus_plain(found)),
         ("forest-others", "Other optimizers, plain", "AdamW", asked(found, "others")),
@@ -272,14 +243,6 @@ def _card(row: Row, loss: Quantity, reference: Row) -> str:
     )
 
 
-def _figures(results: Results, summary: Summary) -> str:
-    """The picture of the comparison."""
-    return picture(
-        "Learning curves and paired differences",
-        lambda theme, columns: draw(results, summary.rows, theme, columns=columns),
-    )
-
-
 def picture(description: str, draw_figure: Callable[[Theme, int], Figure]) -> str:
     """A figure in one and in two columns, light and dark; the browser takes one."""
 
@@ -299,37 +262,44 @@ def picture(description: str, draw_figure: Callable[[Theme, int], Figure]) -> st
 def _difference_table(summary: Summary) -> str:
     """Every quantity's paired difference."""
     columns = ["Method", *(q.name[0].upper() + q.name[1:] for q in summary.quantities)]
-    body = []
-    for row in summary.rows[1:]:
-        cells = [f"<th>{html.escape(row.label)}</th>"]
-        for quantity in summary.quantities:
-            text = interval_text(row.differences[quantity.key], quantity.decimals, sign=True)
-            cells.append(_html_cell(text, tone_of(row, quantity)))
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return html_frame(columns, body)
+    rows = [
+        [
+            (row.label, ""),
+            *(
+                (interval_text(row.differences[q.key], q.decimals, sign=True), tone_of(row, q))
+                for q in summary.quantities
+            ),
+        ]
+        for row in summary.rows[1:]
+    ]
+    return _table(columns, rows)
 
 
-def _html_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], tones: Sequence[str], column: int
-) -> str:
-    body = []
-    for cells, tone in zip(rows, tones, strict=True):
-        tags = [f"<th>{html.escape(cells[0])}</th>"]
-        for position, cell in enumerate(cells[1:], start=1):
-            shade = tone if position == column else ""
-            tags.append(_html_cell(cell, shade))
-        body.append(f"<tr>{''.join(tags)}</tr>")
-    return html_frame(columns, body)
-
-
-def _html_cell(text: str, tone: str) -> str:
-    return f'<td class="{tone}">{html.escape(text).replace(" ±", "&nbsp;±")}</td>'
-
-
-def html_frame(columns: Iterable[str], body: Iterable[str]) -> str:
-    """A table that scrolls inside where it is too wide; the body's rows are HTML."""
+def _table(columns: Iterable[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """It scrolls inside where it is too wide; a cell is its text and its class, if it has one."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = ""
+    for (label, _), *cells in rows:
+        body += f"<tr><th>{html.escape(label)}</th>"
+        for text, kind in cells:
+            body += f'<td class="{kind}">{html.escape(text).replace(" ±", "&nbsp;±")}</td>'
+        body += "</tr>"
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _section(title: str, content: str) -> str:
+    """A heading with a table or a picture below it."""
+    return f'<h2>{html.escape(title)}</h2><div class="sheet">{content}</div>'
+
+
+def _verdicts(found: Iterable[tuple[str, str, str]]) -> str:
+    """A card for each question or claim, with its verdict, and why."""
+    cards = "".join(
+        f'<div class="card"><h3>{html.escape(question)}</h3>'
+        f'<p class="verdict">{html.escape(verdict)}</p><p>{html.escape(reason)}</p></div>'
+        for question, verdict, reason in found
+    )
+    return f'<div class="cards">{cards}</div>'

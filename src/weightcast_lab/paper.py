@@ -57,37 +57,47 @@ def beta2_of(experiment: Results) -> float:
     return float(experiment["configuration"]["betas"][1])
 
 
+def _by_beta2(experiments: Sequence[Results]) -> list[tuple[str, str, list[Results]]]:
+    """The experiments of each β₂; if there are several, with what tells it in keys and titles."""
+    beta2s = sorted(set(map(beta2_of, experiments)))
+    several = len(beta2s) > 1
+    return [
+        (
+            f"-beta2-{beta2:g}" if several else "",
+            f" (β₂ = {beta2:g})" if several else "",
+            [e for e in experiments if beta2_of(e) == beta2],
+        )
+        for beta2 in beta2s
+    ]
+
+
 def comparisons(experiments: Sequence[Results]) -> list[Comparison]:
-    """Every table of the paper that has at least one run, once for each β₂."""
+    """Every table of the paper of which something was to be run, once for each β₂."""
     found = []
-    beta2s = sorted({beta2_of(experiment) for experiment in experiments})
-    for beta2 in beta2s:
-        chosen = {e["network"]: e for e in experiments if beta2_of(e) == beta2}
+    for mark, said, alike in _by_beta2(experiments):
+        chosen = {e["network"]: e for e in alike}
         for key, table in TABLES.items():
-            networks = [n for n in (*table.rows, *chosen) if n in table.rows or _fits(n, table)]
-            here = {n: chosen[n] for n in dict.fromkeys(networks) if n in chosen}
+            here = {n: e for n, e in chosen.items() if _fits(n, table)}
             if not here:
                 continue
-            rows = {
-                network: _entries(chosen.get(network), table, network)
-                for network in dict.fromkeys(networks)
-            }
-            several = len(beta2s) > 1
             found.append(
                 Comparison(
-                    key=f"{key}-beta2-{beta2:g}" if several else key,
-                    title=table.title + (f" (β₂ = {beta2:g})" if several else ""),
+                    key=key + mark,
+                    title=table.title + said,
                     caption=_caption(here),
                     decimals=table.decimals,
                     higher_is_better=table.higher_is_better,
-                    rows=rows,
+                    rows={
+                        network: _entries(chosen.get(network), table, network)
+                        for network in dict.fromkeys((*table.rows, *here))
+                    },
                 )
             )
     return found
 
 
 def _fits(network: str, table: PrintedTable) -> bool:
-    """Whether a network that the paper does not have belongs to the task of a table."""
+    """Whether a network, the paper's or not, belongs to the task of a table."""
     return RECIPES[network].task == RECIPES[next(iter(table.rows))].task
 
 
@@ -155,19 +165,11 @@ class PaperFigure:
 def figures(experiments: Sequence[Results]) -> list[PaperFigure]:
     """Figures 1 to 4, as far as there are runs, once for each β₂."""
     found = []
-    beta2s = sorted({beta2_of(experiment) for experiment in experiments})
-    for beta2 in beta2s:
+    for mark, said, alike in _by_beta2(experiments):
         for n, (task, column, what) in enumerate(_FIGURES, 1):
-            chosen = [
-                e
-                for e in experiments
-                if e["configuration"]["task"] == task and beta2_of(e) == beta2 and e["runs"]
-            ]
-            if chosen:
-                several = len(beta2s) > 1
-                key = f"figure{n}-beta2-{beta2:g}" if several else f"figure{n}"
-                title = f"Figure {n}. {what}" + (f" (β₂ = {beta2:g})" if several else "")
-                found.append(PaperFigure(key, title, column, chosen))
+            if chosen := [e for e in alike if e["configuration"]["task"] == task and e["runs"]]:
+                title = f"Figure {n}. {what}{said}"
+                found.append(PaperFigure(f"figure{n}{mark}", title, column, chosen))
     return found
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.claims import claims
 from weightcast_lab.paper import COLUMNS, Comparison, Entry, beta2_of, comparisons, problem_of
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, computed_on
-from weightcast_lab.tables import interval_text, markdown_rows, number, terminal_notes
+from weightcast_lab.tables import (
+    Cell,
+    csv_rows,
+    interval_text,
+    markdown_rows,
+    marked,
+    mean_and_width,
+    number,
+    problem_notes,
+    terminal_notes,
+    terminal_table,
+)
 
 
 def cell_text(entry: Entry, decimals: int) -> str:
@@ -59,28 +67,31 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         scatter,
         "The learning rates are the paper's or the preset's, the same for every method; none was "
         "tuned for any.",
+        computed_on(experiments),
     ]
-    notes.append(computed_on(experiments))
     for experiment in experiments:
-        problems: dict[str, list[str]] = {}
-        for method in COLUMNS:
-            if problem := problem_of(experiment, method.key):
-                problems.setdefault(problem, []).append(method.label)
         label = f"{RECIPES[experiment['network']].label}, β₂ = {beta2_of(experiment):g}"
-        for problem, methods in problems.items():
-            whose = "all methods" if len(methods) == len(COLUMNS) else ", ".join(methods)
-            notes.append(f"{label}: {whose}: {problem}.")
+        problems = {method.label: problem_of(experiment, method.key) for method in COLUMNS}
+        notes += problem_notes(label, problems)
     return notes
+
+
+def table_rows(table: Comparison) -> list[list[Cell]]:
+    """Network by network: ours and the paper's."""
+    return [
+        [
+            (RECIPES[network].label, ""),
+            *((cell_text(e, table.decimals), "best" if e.is_best else "") for e in entries),
+        ]
+        for network, entries in table.rows.items()
+    ]
 
 
 def markdown(experiments: Sequence[Results]) -> str:
     """Tables, differences, claims and notes."""
     parts = []
     for table in comparisons(experiments):
-        parts += [
-            f"**{table.title}**\n\n",
-            markdown_rows(header(), _rows(table, str, "**{}**".format)),
-        ]
+        parts += [f"**{table.title}**\n\n", markdown_rows(header(), marked(table_rows(table)))]
         parts += [f"\n{table.caption}\n\n", "Paired differences to AdamW:\n\n"]
         labels = ["Network", *(m.label for m in COLUMNS[1:])]
         parts += [markdown_rows(labels, difference_rows(table)), "\n"]
@@ -91,21 +102,12 @@ def markdown(experiments: Sequence[Results]) -> str:
     return "".join(parts)
 
 
-def _rows(
-    table: Comparison, plain: Callable[[str], str], bold: Callable[[str], str]
-) -> list[list[str]]:
-    """The table's rows, the best of each in bold."""
-    rows = []
-    for network, entries in table.rows.items():
-        texts = [(e, plain(cell_text(e, table.decimals))) for e in entries]
-        cells = [bold(text) if e.is_best else text for e, text in texts]
-        rows.append([plain(RECIPES[network].label), *cells])
-    return rows
-
-
 def latex(table: Comparison) -> str:
     """The table for a paper, with booktabs."""
-    rows = [" & ".join(row) + r" \\" for row in _rows(table, _tex, r"\textbf{{{}}}".format)]
+    rows = [
+        [rf"\textbf{{{_tex(text)}}}" if is_best else _tex(text) for text, is_best in row]
+        for row in table_rows(table)
+    ]
     return "\n".join(
         [
             r"\begin{table}",
@@ -115,7 +117,7 @@ def latex(table: Comparison) -> str:
             r"\toprule",
             " & ".join(map(_tex, header())) + r" \\",
             r"\midrule",
-            *rows,
+            *(" & ".join(row) + r" \\" for row in rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -142,39 +144,26 @@ def _tex(text: str) -> str:
 
 def csv_text(table: Comparison) -> str:
     """One line a cell, numbers in full."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    header = [
+        *("network", "method", "seeds", "mean", "half width", "printed"),
+        *("difference", "difference half width", "problem"),
+    ]
+    rows = [
         [
-            *("network", "method", "seeds", "mean", "half width", "printed"),
-            *("difference", "difference half width", "problem"),
+            *(network, method.key, e.ours.n if e.ours else 0, *mean_and_width(e.ours)),
+            *(e.printed, *mean_and_width(e.difference), e.problem),
         ]
-    )
-    for network, entries in table.rows.items():
-        for method, e in zip(COLUMNS, entries, strict=True):
-            mine = (0, None, None) if e.ours is None else (e.ours.n, e.ours.mean, e.ours.half_width)
-            d = (
-                (None, None)
-                if e.difference is None
-                else (e.difference.mean, e.difference.half_width)
-            )
-            writer.writerow([network, method.key, *mine, e.printed, *d, e.problem])
-    return buffer.getvalue()
+        for network, entries in table.rows.items()
+        for method, e in zip(COLUMNS, entries, strict=True)
+    ]
+    return csv_rows(header, rows)
 
 
 def terminal(experiments: Sequence[Results]) -> RenderableType:
     """Tables, claims and notes."""
     parts: list[RenderableType] = []
     for table in comparisons(experiments):
-        drawn = Table(title=table.title, title_style="bold", header_style="bold")
-        for position, name in enumerate(header()):
-            drawn.add_column(name, justify="right" if position else "left")
-        for network, entries in table.rows.items():
-            cells = [
-                Text(cell_text(e, table.decimals), style="bold" if e.is_best else "")
-                for e in entries
-            ]
-            drawn.add_row(RECIPES[network].label, *cells)
+        drawn = terminal_table(table.title, header(), table_rows(table))
         parts += [drawn, Padding(Text(table.caption, style="dim"), (0, 0, 1, 1))]
     for claim in claims(experiments):
         parts.append(Text.assemble(claim.claim, " ", (claim.verdict, "bold"), ". ", claim.reason))

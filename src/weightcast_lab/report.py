@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import RenderableType
 
@@ -14,27 +13,27 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.page import html_page, paper_page, study_figures, study_page
 from weightcast_lab.paper import comparisons, figures
-from weightcast_lab.results import Results, Summary, summarize
+from weightcast_lab.results import Results, summarize
 from weightcast_lab.store import write_atomically
 from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
 from weightcast_lab.tables import terminal_report as comparison_in_terminal
-
-Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
 class Kind:
     """How experiments of one kind are shown.
 
-    `mark` is what only these experiments have; `table` the tables alone, `markdown` with what one
-    must know to read them; `files` a report's, by name.
+    `mark` is a key that these experiments have; `markdown` the tables with what one must know to
+    read them, and `table` without it where that is wanted; `files` a report's, by name.
     """
 
     mark: str
     terminal: Callable[[Sequence[Results]], RenderableType]
-    table: Callable[[Sequence[Results]], str]
     markdown: Callable[[Sequence[Results]], str]
     files: Callable[[Sequence[Results]], dict[str, bytes]]
+    table: Callable[[Sequence[Results]], str] | None = None
+    brief: Callable[[Sequence[Results]], str] | None = None
+    latex: Callable[[Sequence[Results]], str] | None = None
 
 
 def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
@@ -62,10 +61,10 @@ def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = Fa
     """
     kind = _kind(experiments)
     if not brief:
-        return (kind.markdown if notes else kind.table)(experiments)
-    if kind is not _STUDY:
+        return (kind.markdown if notes or kind.table is None else kind.table)(experiments)
+    if kind.brief is None:
         raise LabError("--brief is for a study: all others are brief as they are.")
-    return study_tables.brief(experiments)
+    return kind.brief(experiments)
 
 
 def in_latex(experiments: Sequence[Results]) -> str:
@@ -74,9 +73,10 @@ def in_latex(experiments: Sequence[Results]) -> str:
     Raises:
         LabError: it is something else.
     """
-    if _kind(experiments) is not _REPRODUCTION:
+    latex = _kind(experiments).latex
+    if latex is None:
         raise LabError("--latex is for a reproduction: all others have --markdown.")
-    return "\n".join(map(paper_tables.latex, comparisons(experiments)))
+    return latex(experiments)
 
 
 def insert(
@@ -133,43 +133,37 @@ def _foresight_files(experiments: Sequence[Results]) -> dict[str, bytes]:
     }
 
 
-def _of_summary(
-    show: Callable[[Summary], Shown],
-) -> Callable[[Sequence[Results]], Shown]:
-    """A comparison is one experiment, and shown by its summary."""
-    return lambda experiments: show(summarize(experiments[0]))
-
-
-_REPRODUCTION = Kind(
-    "network",
-    paper_tables.terminal,
-    paper_tables.markdown,
-    paper_tables.markdown,
-    _reproduction_files,
+KINDS = (
+    Kind(
+        "network",
+        paper_tables.terminal,
+        paper_tables.markdown,
+        _reproduction_files,
+        latex=lambda experiments: "\n".join(map(paper_tables.latex, comparisons(experiments))),
+    ),
+    Kind(
+        "varied",
+        foresight_report.terminal,
+        foresight_report.markdown,
+        _foresight_files,
+    ),
+    Kind(
+        "variant_of",
+        study_tables.terminal,
+        study_tables.markdown,
+        _study_files,
+        brief=study_tables.brief,
+    ),
+    Kind(
+        "title",
+        lambda experiments: comparison_in_terminal(summarize(experiments[0])),
+        lambda experiments: markdown_report(summarize(experiments[0])),
+        _comparison_files,
+        table=lambda experiments: markdown_table(summarize(experiments[0])),
+    ),
 )
-_FORESIGHT = Kind(
-    "varied",
-    foresight_report.terminal,
-    foresight_report.markdown,
-    foresight_report.markdown,
-    _foresight_files,
-)
-_STUDY = Kind(
-    "variant_of",
-    study_tables.terminal,
-    study_tables.markdown,
-    study_tables.markdown,
-    _study_files,
-)
-_COMPARISON = Kind(
-    "title",
-    _of_summary(comparison_in_terminal),
-    _of_summary(markdown_table),
-    _of_summary(markdown_report),
-    _comparison_files,
-)
+"""In the order in which they are told apart: all have a title, and a comparison has no more."""
 
 
 def _kind(experiments: Sequence[Results]) -> Kind:
-    kinds = (_REPRODUCTION, _FORESIGHT, _STUDY, _COMPARISON)
-    return next(kind for kind in kinds if kind.mark in experiments[0])
+    return next(kind for kind in KINDS if kind.mark in experiments[0])

@@ -13,7 +13,6 @@ from weightcast_lab.statistics import (
     Interval,
     mean_interval,
     median_with_unreached,
-    paired_difference,
     steps_to_target,
 )
 from weightcast_lab.store import FORMAT
@@ -41,12 +40,11 @@ class Row:
     `differences` are paired with the reference and empty for the reference itself. `steps_ratio`
     is the median over the seeds; `not_reached` of `compared` never came down to the reference's
     final loss; `elsewhere` seeds were computed in another environment than the reference's and are
-    not compared.
+    not compared. `diverged` are the steps at which runs did.
     """
 
     key: str
     label: str
-    is_reference: bool
     values: dict[str, Interval | None]
     differences: dict[str, Interval | None]
     steps_ratio: float | None
@@ -55,7 +53,7 @@ class Row:
     elsewhere: int
     seconds: float | None
     finished: int
-    diverged: dict[int, int]
+    diverged: list[int]
     missing: int
 
     def problems(self) -> str:
@@ -63,7 +61,7 @@ class Row:
         runs = self.finished + len(self.diverged) + self.missing
         parts = []
         if self.diverged:
-            steps = sorted(set(self.diverged.values()))
+            steps = sorted(set(self.diverged))
             at = f"step {steps[0]}" + (f" to {steps[-1]}" if len(steps) > 1 else "")
             parts.append(f"diverged at {at} ({len(self.diverged)} of {runs})")
         if self.missing:
@@ -125,31 +123,19 @@ def summarize(results: Results) -> Summary:
     """Means, intervals and paired differences of every method."""
     metric = results["metric"]
     best = "highest" if metric["higher_is_better"] else "lowest"
+    names = {"final metric": f"final {metric['name']}", "best metric": f"{best} {metric['name']}"}
+    names |= {name: name for run in results["runs"] for name in run["test"]}
     quantities = [
         Quantity("final loss", "final loss", LOSS_DECIMALS),
         Quantity("best loss", "lowest loss", LOSS_DECIMALS),
-        Quantity(
-            "final metric",
-            f"final {metric['name']}",
-            metric["decimals"],
-            metric["higher_is_better"],
-        ),
-        Quantity(
-            "best metric",
-            f"{best} {metric['name']}",
-            metric["decimals"],
-            metric["higher_is_better"],
+        *(
+            Quantity(key, name, metric["decimals"], metric["higher_is_better"])
+            for key, name in names.items()
         ),
     ]
-    tests = dict.fromkeys(name for run in results["runs"] for name in run["test"])
-    quantities += [
-        Quantity(name, name, metric["decimals"], metric["higher_is_better"]) for name in tests
-    ]
-    runs = {(run["method"], run["seed"]): run for run in results["runs"]}
-    reference = results["methods"][0]["key"]
-    rows = [_row(results, quantities, method, runs, reference) for method in results["methods"]]
-    summary = Summary(results["title"], quantities, rows, len(results["seeds"]), [])
-    return Summary(summary.title, quantities, rows, summary.seeds, _notes(results, summary))
+    rows = [_row(results, quantities, method) for method in results["methods"]]
+    seeds = len(results["seeds"])
+    return Summary(results["title"], quantities, rows, seeds, _notes(results, rows))
 
 
 def finished(results: Results, key: str) -> dict[int, Run]:
@@ -165,7 +151,8 @@ def finished(results: Results, key: str) -> dict[int, Run]:
 def pairs(results: Results, key: str, reference: str) -> list[tuple[Run, Run]]:
     """The finished runs of two methods, seed by seed.
 
-    Only of one environment: elsewhere the same seed gives other numbers.
+    The seeds share initial weights and batches, so what they have in common cancels; but only in
+    one environment: elsewhere the same seed gives other numbers.
     """
     own, base = finished(results, key), finished(results, reference)
     both = [(own[seed], base[seed]) for seed in own if seed in base]
@@ -184,37 +171,25 @@ def measure(run: Run, higher_is_better: bool) -> dict[str, float]:
     }
 
 
-def _row(
-    results: Results,
-    quantities: Sequence[Quantity],
-    method: dict[str, Any],
-    runs: dict[tuple[str, int], Run],
-    reference: str,
-) -> Row:
+def _row(results: Results, quantities: Sequence[Quantity], method: dict[str, Any]) -> Row:
     higher = results["metric"]["higher_is_better"]
-    own, base = finished(results, method["key"]), finished(results, reference)
-    both = pairs(results, method["key"], reference)
+    key, reference = method["key"], results["methods"][0]["key"]
+    own, base = finished(results, key), finished(results, reference)
+    both = pairs(results, key, reference)
     values = [measure(run, higher) for run in own.values()]
     measured = [(measure(run, higher), measure(other, higher)) for run, other in both]
     ratios = [steps_ratio(run, other) for run, other in both]
     seconds = mean_interval([run["history"]["seconds"][-1] for run in own.values()])
-    diverged = {
-        run["seed"]: run["diverged_at"]
-        for run in runs.values()
-        if run["method"] == method["key"] and run["diverged_at"] is not None
-    }
-    is_reference = method["key"] == reference
+    ends = [run["diverged_at"] for run in results["runs"] if run["method"] == key]
+    diverged = [step for step in ends if step is not None]
     return Row(
-        key=method["key"],
+        key=key,
         label=method["label"],
-        is_reference=is_reference,
         values={q.key: mean_interval([v[q.key] for v in values]) for q in quantities},
         differences={}
-        if is_reference
+        if key == reference
         else {
-            q.key: paired_difference(
-                [mine[q.key] for mine, _ in measured], [theirs[q.key] for _, theirs in measured]
-            )
+            q.key: mean_interval([mine[q.key] - theirs[q.key] for mine, theirs in measured])
             for q in quantities
         },
         steps_ratio=median_with_unreached(ratios),
@@ -235,10 +210,10 @@ def steps_ratio(run: Run, reference: Run) -> float | None:
     return None if steps is None else steps / reference["history"]["step"][-1]
 
 
-def _notes(results: Results, summary: Summary) -> list[str]:
+def _notes(results: Results, rows: Sequence[Row]) -> list[str]:
     """What a reader must know to judge the numbers."""
-    configuration, reference = results["configuration"], summary.reference.label
-    n = summary.seeds
+    configuration, reference = results["configuration"], rows[0].label
+    n = len(results["seeds"])
     own = any(m["learning rate"] != configuration["learning rate"] for m in results["methods"])
     whose = "every method that names none of its own" if own else "every method"
     rate = f"The learning rate is {configuration['learning rate']:g} for {whose}" + (
@@ -264,10 +239,10 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         f"comes down to {reference}'s final one of the same seed (linear between evaluations), "
         f"as a share of {reference}'s steps. The median over seeds, in which a run that never gets "
         "there counts as later than all others.",
-        f"Hardware: {hardware(results)}. Seconds are of runs that shared the machine with each "
-        "other.",
+        f"Hardware: {'; '.join(machines(results))}. Seconds are of runs that shared the machine "
+        "with each other.",
     ]
-    for row in summary.rows:
+    for row in rows:
         if row.elsewhere:
             notes.append(
                 f"{row.label}: {row.elsewhere} of {n} seeds ran in another environment than "
@@ -278,15 +253,15 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def hardware(results: Results) -> str:
+def machines(results: Results) -> list[str]:
     """The machines and versions of an experiment."""
-    return "; ".join(
+    return [
         f"{e['hardware']}, Python {e['python']}, torch {e['torch']}, weightcast {e['weightcast']}"
         for e in results["environments"]
-    )
+    ]
 
 
 def computed_on(experiments: Sequence[Results]) -> str:
     """A sentence with the machines and versions of all experiments, each once."""
-    machines = dict.fromkeys(hardware(e) for e in experiments if e["environments"])
-    return f"Computed on {'; and on '.join(machines)}."
+    each = dict.fromkeys(machine for e in experiments for machine in machines(e))
+    return f"Computed on {'; and on '.join(each)}."

@@ -41,14 +41,6 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, float(quantile * np.std(values, ddof=1) / math.sqrt(n)), n)
 
 
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Interval | None:
-    """The interval of the mean of `values[i] - reference[i]`, seed by seed.
-
-    The seeds share initial weights and batches, so what they have in common cancels.
-    """
-    return mean_interval([a - b for a, b in zip(values, reference, strict=True)])
-
-
 def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | None:
     """The mean of the groups' means with its 95% t interval, and the p value that it is zero.
 

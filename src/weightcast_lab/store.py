@@ -68,11 +68,8 @@ def digest_of(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
+def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
     """Make the folder, or make sure that it holds results of the same configuration.
-
-    Returns:
-        The hash of the configuration.
 
     Raises:
         LabError: it holds results of another one, or cannot be used.
@@ -91,21 +88,17 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
                 "another --out."
             ) from None
         write_atomically(path, to_json({"format": FORMAT} | configuration))
-        return digest_of(configuration)
+        return
     except OSError as error:
         raise LabError(f"{path} cannot be read ({error.strerror}): choose another --out.") from None
     except ValueError:
         raise LabError(f"{path} is damaged: choose another --out, or delete {folder}.") from None
-    if earlier.get("format", 1) > FORMAT:
+    if (made := earlier.pop("format", None)) != FORMAT:
+        is_newer = isinstance(made, int) and made > FORMAT
         raise LabError(
-            f"{folder} was made by a newer version of weightcast: upgrade it, or choose another "
-            "--out."
+            f"{folder} was made by {'a newer' if is_newer else 'an older'} version of weightcast: "
+            f"{'upgrade it, or ' if is_newer else ''}choose another --out."
         )
-    if "format" not in earlier:
-        raise LabError(
-            f"{folder} was made by an older version of weightcast: choose another --out."
-        )
-    earlier.pop("format")
     differences = [
         f"{name} {earlier.get(name)!r} (now {configuration.get(name)!r})"
         for name in dict.fromkeys([*configuration, *earlier])
@@ -116,10 +109,9 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> str:
             f"{folder} holds results of another configuration: {', '.join(differences)}. Choose "
             "another --out, or repeat the earlier settings."
         )
-    return digest_of(configuration)
 
 
-_AGAIN = "this run is computed again"
+_OTHER = "has another configuration, or your file has changed"
 
 
 @dataclass(frozen=True)
@@ -136,19 +128,18 @@ class RunFiles:
 
     def load_result(self, warn: Warn) -> dict[str, Any] | None:
         """The result of the run, if it is finished."""
-        path = self.folder / "result.json"
+        path, problem = self.folder / "result.json", "is damaged"
         try:
             result = json.loads(path.read_bytes())
             if "step" in result["history"]:
                 if result["configuration"] == self.configuration:
                     return dict(result)
-                warn(f"{path} has another configuration, or your file has changed: {_AGAIN}.")
-                return None
+                problem = _OTHER
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        warn(f"{path} is damaged: {_AGAIN}.")
+        warn(f"{path} {problem}: this run is computed again.")
         return None
 
     def save_result(self, result: dict[str, Any]) -> None:
@@ -161,7 +152,7 @@ class RunFiles:
 
     def load_checkpoint(self, device: torch.device, warn: Warn) -> dict[str, Any] | None:
         """The last checkpoint of the run, if there is one."""
-        path = self.folder / "checkpoint"
+        path, problem = self.folder / "checkpoint", "is damaged"
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -175,7 +166,8 @@ class RunFiles:
             )
             if checkpoint["configuration"] == self.configuration:
                 return checkpoint
-        warn(f"{path} is damaged: this run starts again from the beginning.")
+            problem = _OTHER
+        warn(f"{path} {problem}: this run starts again from the beginning.")
         return None
 
     def save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

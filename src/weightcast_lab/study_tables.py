@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.evidence import (
@@ -30,7 +27,19 @@ from weightcast_lab.evidence import (
 from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
 from weightcast_lab.statistics import Interval, MedianInterval
 from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
-from weightcast_lab.tables import NOTHING, interval_text, markdown_rows, number, terminal_notes
+from weightcast_lab.tables import (
+    NOTHING,
+    Cell,
+    csv_rows,
+    interval_text,
+    markdown_rows,
+    marked,
+    mean_and_width,
+    number,
+    problem_notes,
+    terminal_notes,
+    terminal_table,
+)
 
 PERCENT_DECIMALS = 1
 
@@ -101,7 +110,7 @@ def answer_header(answer: Answer) -> list[str]:
     return ["Method", *answer.workloads, *(["Mean"] if several else [])]
 
 
-def answer_cells(answer: Answer) -> list[list[tuple[str, str]]]:
+def answer_cells(answer: Answer) -> list[list[Cell]]:
     """Text and verdict of every cell of a question's table, the method's label first."""
     several = len(answer.workloads) > 1
     return [
@@ -188,13 +197,8 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     if edges:
         notes.append(f"{edges} of {chosen} learning rates were chosen at an edge of their grid.")
     for experiment in experiments:
-        problems: dict[str, list[str]] = {}
-        for wanted in experiment["wanted"]:
-            if problem := problem_of(experiment, wanted["name"]):
-                problems.setdefault(problem, []).append(wanted["label"])
-        for problem, labels in problems.items():
-            whose = "all methods" if len(labels) == len(experiment["wanted"]) else ", ".join(labels)
-            notes.append(f"{experiment['workload']}: {whose}: {problem}.")
+        problems = {w["label"]: problem_of(experiment, w["name"]) for w in experiment["wanted"]}
+        notes += problem_notes(experiment["workload"], problems)
     return notes
 
 
@@ -214,11 +218,10 @@ def markdown(experiments: Sequence[Results]) -> str:
     parts += [f"- {q} **{v}**. {why}\n" for q, v, why in verdicts(experiments)]
     parts += ["\n**What to set**\n\n", *(f"- {said}\n" for said in advice(experiments))]
     for answer in begun(answers(experiments)):
-        rows = [[_marked(text, verdict) for text, verdict in row] for row in answer_cells(answer)]
         parts += [
             f"\n**{answer.question.text}** ",
             f"Change of the final loss in %, compared with {answer.reference}\n\n",
-            markdown_rows(answer_header(answer), rows),
+            markdown_rows(answer_header(answer), marked(answer_cells(answer))),
         ]
     for experiment in experiments:
         parts += [
@@ -227,11 +230,6 @@ def markdown(experiments: Sequence[Results]) -> str:
         ]
     parts += ["\n", *(f"- {note}\n" for note in notes_of(experiments))]
     return "".join(parts)
-
-
-def _marked(text: str, verdict: str) -> str:
-    """Bold is what is better or worse."""
-    return f"**{text}**" if verdict else text
 
 
 BRIEF = ("adamw", "look-ahead", "control")
@@ -246,26 +244,25 @@ def brief(experiments: Sequence[Results]) -> str:
     if any(map(series_of, experiments)):
         return _brief_delays(experiments)
     found = asked(answers(experiments), *BRIEF)
-    rows = sorted((row for a in found for row in a.rows), key=lambda row: row.name != "nadamw")
-    workloads = [workload_rows(e) for e in experiments if not e["variant_of"]]
+    rows = sorted((row for a in found for row in a.begun), key=lambda row: row.name != "nadamw")
+    on_workloads = [one for e in experiments if not e["variant_of"] for one in workload_rows(e)]
     header = [
         *("Method", "Final loss, change to AdamW in %", "Better / worse on"),
         *("Steps to AdamW's final loss", "Cost of a step"),
     ]
-    cells = []
+    cells: list[list[Cell]] = []
     for row in rows:
-        if all(effect.change is None for effect in row.effects):
-            continue
-        own = [one for rows in workloads for one in rows if one.label == row.label]
+        problem = f" ({row.overall.problem})" if row.overall.problem else ""
+        own = [one for one in on_workloads if one.label == row.label]
         counts = [sum(e.verdict == v for e in row.effects) for v in ("better", "worse")]
         costs = [one.cost for one in own if one.cost is not None]
         cells.append(
             [
-                row.label,
-                _marked(overall_text(row), row.overall.verdict),
-                f"{counts[0]} / {counts[1]} of {len(row.effects)}",
-                median_text(middle([one.steps for one in own if one.steps is not None])),
-                NOTHING if not costs else number(statistics.median(costs), 2),
+                (row.label, ""),
+                (overall_text(row) + problem, row.overall.verdict),
+                (f"{counts[0]} / {counts[1]} of {len(row.effects)}", ""),
+                (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
+                (NOTHING if not costs else number(statistics.median(costs), 2), ""),
             ]
         )
     seeds = min((len(e["seeds"]) for e in experiments), default=0)
@@ -277,7 +274,7 @@ def brief(experiments: Sequence[Results]) -> str:
         "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
         computed_on(experiments),
     ]
-    return markdown_rows(header, cells) + "\n" + "".join(f"- {note}\n" for note in notes)
+    return markdown_rows(header, marked(cells)) + "\n" + "".join(f"- {note}\n" for note in notes)
 
 
 _BRIEF_DESIGN = (
@@ -293,19 +290,19 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
     for question in AT_EVERY_DELAY:
         own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
         rows = {
-            (row.label, delay): _marked(effect_text(row.overall), row.overall.verdict)
+            (row.label, delay): (effect_text(row.overall), row.overall.verdict)
             for delay, answer in own.items()
             for row in answer.rows
         }
         if not rows:
             continue
-        labels = dict.fromkeys(label for label, _ in rows)
+        cells = [
+            [(label, ""), *(rows.get((label, delay), (NOTHING, "")) for delay in own)]
+            for label in dict.fromkeys(label for label, _ in rows)
+        ]
         parts += [
             f"**{question.text}** Change to {question.reference_label} in %\n\n",
-            markdown_rows(
-                ["Method", *(f"D = {delay}" for delay in own)],
-                [[label, *(rows.get((label, d), NOTHING) for d in own)] for label in labels],
-            ),
+            markdown_rows(["Method", *(f"D = {delay}" for delay in own)], marked(cells)),
             "\n",
         ]
     names = "; ".join(dict.fromkeys(map(series_of, experiments)))
@@ -334,43 +331,31 @@ def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
 
 def csv_text(experiments: Sequence[Results]) -> str:
     """One line a comparison, numbers in full; `overall` is the mean over the workloads."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    header = [
+        *("question", "reference", "method", "workload", "pairs", "log change"),
+        *("half width", "corrected p", "verdict", "problem"),
+    ]
+    rows = [
         [
-            *("question", "reference", "method", "workload", "pairs", "log change"),
-            *("half width", "corrected p", "verdict", "problem"),
+            *(answer.question.key, answer.question.reference, row.name, workload),
+            *(effect.change.n if effect.change else 0, *mean_and_width(effect.change)),
+            *(effect.p, effect.verdict, effect.problem),
         ]
-    )
-    for answer in answers(experiments):
-        for row in answer.rows:
-            for workload, effect in zip(
-                (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
-            ):
-                c = effect.change
-                numbers = (0, None, None) if c is None else (c.n, c.mean, c.half_width)
-                writer.writerow(
-                    [
-                        *(answer.question.key, answer.question.reference, row.name, workload),
-                        *(*numbers, effect.p, effect.verdict, effect.problem),
-                    ]
-                )
-    return buffer.getvalue()
-
-
-STYLES = {"better": "bold green", "worse": "bold red", "": ""}
+        for answer in answers(experiments)
+        for row in answer.rows
+        for workload, effect in zip(
+            (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
+        )
+    ]
+    return csv_rows(header, rows)
 
 
 def terminal(experiments: Sequence[Results]) -> RenderableType:
     """The questions' tables, verdicts, what to set, notes."""
     parts: list[RenderableType] = []
     for answer in begun(answers(experiments)):
-        drawn = Table(title=answer.question.text, title_style="bold", header_style="bold")
-        for position, name in enumerate(answer_header(answer)):
-            drawn.add_column(name, justify="right" if position else "left", vertical="middle")
-        for row in answer_cells(answer):
-            drawn.add_row(*(Text(text, style=STYLES[verdict]) for text, verdict in row))
-        parts += [drawn, ""]
+        header, rows = answer_header(answer), answer_cells(answer)
+        parts += [terminal_table(answer.question.text, header, rows), ""]
     for question, verdict, reason in verdicts(experiments):
         parts.append(Text.assemble(question, " ", (verdict, "bold"), ". ", reason))
     parts += [Text(said) for said in advice(experiments)]

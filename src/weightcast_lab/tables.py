@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -47,19 +47,21 @@ def steps_text(row: Row) -> str:
 
 def verdict(row: Row, quantity: Quantity, reference: Row) -> str:
     """What the paired difference says, claiming nothing while its interval contains zero."""
-    difference = row.differences[quantity.key]
+    difference, other = row.differences[quantity.key], reference.label
     if difference is None:
-        return f"no pair of finished runs to compare with {reference.label}"
+        return f"no pair of finished runs to compare with {other}"
     if difference.half_width is None:
-        return f"one seed shows no difference to {reference.label}, whatever the numbers"
-    if not difference.excludes_zero:
-        return f"no difference to {reference.label} shown"
-    better = (difference.mean > 0) == quantity.higher_is_better
-    return f"{'better' if better else 'worse'} than {reference.label}"
+        return f"one seed shows no difference to {other}, whatever the numbers"
+    found = tone_of(row, quantity)
+    return f"{found} than {other}" if found else f"no difference to {other} shown"
 
 
-def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the main table, as text."""
+Cell = tuple[str, str]
+"""A text, and `better`, `worse`, `best` or nothing."""
+
+
+def table_cells(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
+    """The header and the rows of the main table."""
     reference = summary.reference.label
     header = [
         "Method",
@@ -69,17 +71,17 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
         "Seconds per run",
     ]
     loss = summary.quantities[0]
-    rows = []
+    rows: list[list[Cell]] = []
     for row in summary.rows:
         problems = row.problems()
         difference = interval_text(row.differences.get(loss.key), loss.decimals, sign=True)
         rows.append(
             [
-                row.label + (f" ({problems})" if problems else ""),
-                *(interval_text(row.values[q.key], q.decimals) for q in summary.quantities),
-                difference,
-                steps_text(row),
-                NOTHING if row.seconds is None else number(row.seconds, 1),
+                (row.label + (f" ({problems})" if problems else ""), ""),
+                *((interval_text(row.values[q.key], q.decimals), "") for q in summary.quantities),
+                (difference, tone_of(row, loss)),
+                (steps_text(row), ""),
+                (NOTHING if row.seconds is None else number(row.seconds, 1), ""),
             ]
         )
     return header, rows
@@ -88,12 +90,12 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
 def markdown_table(summary: Summary) -> str:
     """The main table in Markdown; differences whose interval excludes zero are bold."""
     header, rows = table_cells(summary)
-    at = 1 + len(summary.quantities)
-    for row, cells in zip(summary.rows, rows, strict=True):
-        difference = row.differences.get(summary.quantities[0].key)
-        if difference is not None and difference.excludes_zero:
-            cells[at] = f"**{cells[at]}**"
-    return markdown_rows(header, rows)
+    return markdown_rows(header, marked(rows))
+
+
+def marked(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
+    """In Markdown: bold is what is better, worse or best."""
+    return [[f"**{text}**" if verdict else text for text, verdict in row] for row in rows]
 
 
 def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -126,51 +128,69 @@ def fill_document(document: Path, name: str, filling: str) -> None:
     write_atomically(document, (before + begin + filling + end + after).encode())
 
 
+def csv_rows(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in CSV; None is an empty cell."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    return buffer.getvalue()
+
+
+def mean_and_width(interval: Interval | None) -> tuple[float | None, float | None]:
+    """Two cells of CSV."""
+    return (None, None) if interval is None else (interval.mean, interval.half_width)
+
+
 def csv_table(summary: Summary) -> str:
     """One line per method, numbers in full."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    parts = ("mean", "half width")
-
-    def numbers(interval: Interval | None) -> list[float | None]:
-        return [None, None] if interval is None else [interval.mean, interval.half_width]
-
-    keys = [q.name for q in summary.quantities]
-    writer.writerow(
-        [
-            *("method", "finished", "diverged", "missing"),
-            *(f"{key} {part}" for key in keys for part in parts),
-            *(f"{key} difference {part}" for key in keys for part in parts),
-            *("steps ratio", "target not reached", "seconds"),
-        ]
-    )
+    quantities, parts = summary.quantities, ("mean", "half width")
+    header = [
+        *("method", "finished", "diverged", "missing"),
+        *(f"{q.name} {part}" for q in quantities for part in parts),
+        *(f"{q.name} difference {part}" for q in quantities for part in parts),
+        *("steps ratio", "target not reached", "seconds"),
+    ]
+    rows = []
     for row in summary.rows:
-        measured: list[float | None] = []
-        for source in (row.values, row.differences):
-            for quantity in summary.quantities:
-                measured += numbers(source.get(quantity.key))
-        writer.writerow(
+        both = [source.get(q.key) for source in (row.values, row.differences) for q in quantities]
+        rows.append(
             [
                 *(row.label, row.finished, len(row.diverged), row.missing),
-                *(*measured, row.steps_ratio, row.not_reached, row.seconds),
+                *(cell for interval in both for cell in mean_and_width(interval)),
+                *(row.steps_ratio, row.not_reached, row.seconds),
             ]
         )
-    return buffer.getvalue()
+    return csv_rows(header, rows)
+
+
+_STYLES = {"better": "bold green", "worse": "bold red", "best": "bold", "": ""}
 
 
 def terminal_report(summary: Summary) -> RenderableType:
     """The main table with its notes."""
-    header, rows = table_cells(summary)
-    table = Table(title=summary.title, title_style="bold", header_style="bold")
-    for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position else "left", vertical="middle")
-    at = 1 + len(summary.quantities)
-    for row, cells in zip(summary.rows, rows, strict=True):
-        styled = [Text(cell) for cell in cells]
-        tone = tone_of(row, summary.quantities[0])
-        styled[at].stylize({"better": "bold green", "worse": "bold red"}.get(tone, ""))
-        table.add_row(*styled)
+    table = terminal_table(summary.title, *table_cells(summary))
     return Group(table, *terminal_notes(summary.notes))
+
+
+def terminal_table(
+    title: str, header: Iterable[str], rows: Iterable[Iterable[Cell]], left: int = 1
+) -> Table:
+    """A table for the terminal, so many columns to the left and the others to the right."""
+    table = Table(title=title, title_style="bold", header_style="bold")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place < left else "right", vertical="middle")
+    for row in rows:
+        table.add_row(*(Text(text, style=_STYLES[verdict]) for text, verdict in row))
+    return table
+
+
+def problem_notes(where: str, problems: Mapping[str, str]) -> list[str]:
+    """What is wrong with methods, by their labels: those with the same problem in one note."""
+    notes = []
+    for problem in filter(None, dict.fromkeys(problems.values())):
+        labels = [label for label, own in problems.items() if own == problem]
+        whose = "all methods" if len(labels) == len(problems) else ", ".join(labels)
+        notes.append(f"{where}: {whose}: {problem}.")
+    return notes
 
 
 def terminal_notes(notes: Iterable[str]) -> list[RenderableType]:
@@ -179,8 +199,12 @@ def terminal_notes(notes: Iterable[str]) -> list[RenderableType]:
 
 
 def tone_of(row: Row, quantity: Quantity) -> str:
+    """What the row's paired difference is."""
+    return tone(row.differences.get(quantity.key), quantity.higher_is_better)
+
+
+def tone(difference: Interval | None, higher_is_better: bool) -> str:
     """`better` or `worse` if the paired interval excludes zero, else empty."""
-    difference = row.differences.get(quantity.key)
     if difference is None or not difference.excludes_zero:
         return ""
-    return "better" if (difference.mean > 0) == quantity.higher_is_better else "worse"
+    return "better" if (difference.mean > 0) == higher_is_better else "worse"

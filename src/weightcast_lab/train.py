@@ -214,10 +214,10 @@ def train(
     try:
         if not history["step"]:
             evaluate(None, None)
-        seconds = 0.0
+        last_epoch = 0.0
         while epoch < settings.epochs:
             began = time.time()
-            if began + seconds > until:
+            if began + last_epoch > until:
                 return None
             model.train()
             if hasattr(optimizer, "train"):
@@ -256,7 +256,7 @@ def train(
                     "cpu_seconds": time.process_time() - cpu_started,
                 }
             )
-            seconds = time.time() - began
+            last_epoch = time.time() - began
         model.eval()
         with torch.no_grad(), autocast():
             test = task.test(model)

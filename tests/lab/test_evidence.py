@@ -302,6 +302,14 @@ def test_advice_is_the_lowest_mean_of_what_is_better():
     assert "nothing to set" in advice({})[0]
 
 
+def test_advice_claims_no_test_where_one_seed_allows_none():
+    experiments = whole(BETTER)
+    for e in experiments:
+        e["runs"] = [r for r in e["runs"] if r["seed"] == 0]
+    said = recommendations(answers(experiments), lambda c: number(c.mean, 2))
+    assert said[1].startswith("NAdamW instead of AdamW: not tested here.")
+
+
 def test_advice_where_a_forecast_is_better_in_places_and_not_on_average():
     noisy = whole({}, names=["adamw", "adamw-s1", "adamw-s3"], keys=["one"], scatter=0.5)
     clear = whole(BETTER, names=["adamw", "adamw-s1", "adamw-s3"], keys=["two"])
@@ -446,6 +454,28 @@ def test_the_brief_table_has_the_means_counts_and_the_median_task():
     assert text.index("| NAdamW |") < text.index("| AdamW s=")
     assert "5 fresh seeds" in text
     assert "A <CPU>" in text
+
+
+def test_the_brief_table_names_what_diverged():
+    """A method that diverged everywhere has its row; one that did in places says so beside it."""
+    experiments = whole(BETTER)
+    for e in experiments:
+        for r in e["runs"]:
+            if r["method"] == "adamw-s8-lr0.01":
+                r["diverged_at"] = 7
+    experiments[0]["runs"][NAMES.index("adamw-s3") * 5]["diverged_at"] = 7
+    lines = brief(experiments).splitlines()
+    (everywhere,) = [line for line in lines if line.startswith("| AdamW s=8 |")]
+    assert "| – (5 of 5 diverged) | 0 / 0 of 3 |" in everywhere
+    (in_places,) = [line for line in lines if line.startswith("| AdamW s=3 |")]
+    assert " (1 of 5 diverged) | 2 / 0 of 3 |" in in_places
+
+
+def test_machines_are_named_once():
+    one, two, _ = whole(BETTER)
+    two["environments"] = two["environments"][:1]
+    (said,) = [note for note in notes_of([one, two]) if note.startswith("Computed on")]
+    assert (said.count("A <CPU>"), said.count("A GPU")) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,9 @@ def test_what_ran_elsewhere_is_not_compared_and_named(two_seeds):
     assert "AdamW s=3: 1 of 2 seeds ran in another environment" in notes
     assert "A <CPU>" in notes
     assert "B, Python" in notes
+    paired = draw(two_seeds, summary.rows, LIGHT, columns=2).axes[2]
+    (line,) = [line for line in paired.lines if line.get_label() == "AdamW s=3"]
+    assert line.get_ydata() == pytest.approx([-75, -75])  # of seed 0: 1 to 4, and 0.5 to 2
 
 
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):
