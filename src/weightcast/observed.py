@@ -70,7 +70,7 @@ class Observer:
             # an empty state tells many optimizers to initialise it: it stays empty
             is_lazy = any(optimizer.state.get(p) for p in params)
             for p, displacement in zip(params, buffers, strict=True):
-                is_apart = is_lazy and not optimizer.state.get(p)
+                is_apart = (is_lazy or p.grad is None) and not optimizer.state.get(p)
                 state = self.apart.setdefault(p, {}) if is_apart else optimizer.state[p]
                 if found_inf is not None and OBSERVED in state:
                     _keep_if(found_inf, displacement, state[OBSERVED])
