@@ -413,6 +413,30 @@ def test_a_scheduler_between_step_and_forward_counts(kind: dict) -> None:
         torch.testing.assert_close(seen, true + 0.25 * (hat - true), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_others_before_the_step_work_on_the_true_weights(when: str) -> None:
+    """Whether they were there before `attach` or not; and what they write stays."""
+    model, optimizer, prediction = attached()
+    prediction.detach()
+    before: list[list[torch.Tensor]] = []
+
+    def halve(*_: object) -> None:
+        before.append(weights(model))
+        for p in model.parameters():
+            p.detach().mul_(0.5)
+
+    if when == "before":
+        optimizer.register_step_pre_hook(halve)
+    prediction = weightcast.attach(model, optimizer, 2)
+    if when == "after":
+        optimizer.register_step_pre_hook(halve)
+    theta = weights(model)
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert same(before[0], theta)
+    assert same(weights(model), [0.5 * p for p in theta])
+
+
 @pytest.mark.parametrize("tensor", [False, True])
 def test_a_change_while_predicted_counts_from_the_next_forward(tensor: bool) -> None:
     """A scheduler moves on although the gradient scaler skipped the step."""
