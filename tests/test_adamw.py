@@ -143,6 +143,71 @@ def test_decaying_steps_equal_the_paper(mode: str) -> None:
     assert_equal(network, reference)
 
 
+@modes
+@dtypes
+def test_betas_may_be_scheduled(mode: str, dtype: torch.dtype) -> None:
+    """As OneCycleLR and CyclicLR do: what other betas moved ahead comes back along the same way."""
+    runs = []
+    for model, optimizer, _ in (pair(mode, dtype), torchs(dtype)):
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=20)
+        for _ in range(10):
+            train(model, optimizer, 1)
+            scheduler.step()
+        backward(model)
+        optimizer.param_groups[0]["betas"] = (0.5, 0.99)  # while predicted
+        optimizer.step()
+        optimizer.state_dict()
+        runs.append(model)
+    ours, theirs = runs
+    for a, b in zip(ours.seen, theirs.seen, strict=True):
+        assert_close(a, b, dtype)
+    assert_close(weights(ours), weights(theirs), dtype)
+
+
+@pytest.mark.parametrize("way", ["elsewhere", "channels last"])
+@pytest.mark.parametrize("mode", [*MODES, "torch's"])
+def test_weights_may_be_moved_while_predicted(mode: str, way: str) -> None:
+    """`model.to(memory_format=...)`, `share_memory()`, `p.data = ...` between forward and step."""
+    runs = []
+    for is_moved in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 2)
+        if mode == "torch's":
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        else:
+            optimizer = weightcast.AdamW(model.parameters(), lr=0.05, **MODES[mode])
+        weightcast.attach(model, optimizer)
+        for number in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 5, 5)).square().mean().backward()
+            if number == 3 and is_moved:
+                if way == "elsewhere":
+                    model.weight.data = model.weight.data.clone()
+                else:
+                    model.to(memory_format=torch.channels_last)
+            optimizer.step()
+        model.state_dict()
+        runs.append(weights(model))
+    assert_close(*runs, torch.float32)
+
+
+@modes
+def test_amsgrad_may_be_turned_on(mode: str) -> None:
+    """The largest square so far is then the present one."""
+    model, optimizer, _ = pair(mode)
+    train(model, optimizer)
+    optimizer.eval()
+    theta = weights(model)
+    backward(model)
+    usual = weights(model)
+    optimizer.eval()
+    optimizer.param_groups[0]["amsgrad"] = True
+    backward(model)
+    assert_close(weights(model), usual)
+    optimizer.eval()
+    assert_close(weights(model), theta)
+
+
 def test_a_known_coming_rate_needs_no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: eager with `next_lr` is Algorithm 1 at once; else the next forward corrects it."""
     seen = []

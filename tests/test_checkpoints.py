@@ -189,6 +189,23 @@ def test_checkpoints_are_those_of_the_plain_optimizer(kind: dict) -> None:
     assert prediction.is_predicted
 
 
+def test_a_group_that_was_never_used_is_saved_as_such() -> None:
+    """Many optimizers take a parameter that has any state for one that they know."""
+    first, second = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+
+    def optimizer() -> torch.optim.NAdam:
+        return torch.optim.NAdam([{"params": part.parameters()} for part in (first, second)])
+
+    ours, plain = optimizer(), optimizer()
+    weightcast.attach(torch.nn.ModuleList([first, second]), ours, 2)
+    first(data(first)).sum().backward()
+    ours.step()
+    assert set(ours.state_dict()["state"]) == {0, 1}
+    plain.load_state_dict(ours.state_dict())
+    second(data(second)).sum().backward()
+    plain.step()
+
+
 def test_an_empty_state_and_none_buffers_load() -> None:
     """R19: before the first step, and SGD's momentum_buffer=None of older checkpoints."""
     model, optimizer, prediction = attached(torch.optim.SGD, momentum=0.9)

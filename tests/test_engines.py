@@ -153,6 +153,23 @@ def test_activation_checkpointing_recomputes_at_the_forecast(reentrant: bool) ->
     assert same(weights(model), weights(plain))
 
 
+def test_a_reentrant_checkpoint_of_the_attached_module_is_reported() -> None:
+    """Its forward keeps no graph, like a rollout's: the one in the backward is at θ too."""
+    model, optimizer, earlier = attached()
+    earlier.detach()
+    prediction = weightcast.attach(model, optimizer, 2)
+    with pytest.warns(weightcast.PredictionWarning, match="done nothing so far"):
+        for seed in range(2):
+            optimizer.zero_grad()
+            model.seen.clear()
+            x = data(model, seed).requires_grad_()
+            checkpoint(model, x, use_reentrant=True).square().mean().backward()
+            first, again = model.seen
+            assert same(first, again)
+            assert not prediction.is_predicted
+            optimizer.step()
+
+
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 

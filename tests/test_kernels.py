@@ -309,6 +309,31 @@ def test_large_tensors_are_restored_past_the_cache() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("times", [0, 1], ids=["at first", "later"])
+@pytest.mark.parametrize("way", ["elsewhere", "channels last", "double"])
+@each_kernel
+def test_weights_that_were_moved_meanwhile_are_restored(
+    kernel: ModuleType, way: str, times: int
+) -> None:
+    """Neither is the memory they left written to, nor the order of the elements mistaken."""
+    p = torch.nn.Parameter(torch.randn(2, 3, 4, 5))
+    true = p.detach().clone()
+    o = Operands([p], sources=[true])
+    with torch.no_grad():
+        for _ in range(times):
+            kernel.restore(o)
+        left = p.data.zero_()
+        if way == "elsewhere":
+            p.data = left.clone()
+        elif way == "double":
+            p.data = left.double()
+        else:
+            p.data = left.contiguous(memory_format=torch.channels_last)
+        kernel.restore(o)
+    assert torch.equal(p, true.to(p.dtype))
+    assert not left.any()
+
+
 @each_kernel
 def test_a_move_keeps_the_version_counter_honest(kernel: ModuleType) -> None:
     """R9, invariant 7."""

@@ -15,6 +15,7 @@ from tests.helpers import (
     attached,
     backward,
     data,
+    every_parameter,
     forecast,
     kind_id,
     same,
@@ -411,6 +412,66 @@ def test_a_scheduler_between_step_and_forward_counts(kind: dict) -> None:
     model(data(model))
     for seen, hat, true in zip(model.seen[-1], once, theta, strict=True):
         torch.testing.assert_close(seen, true + 0.25 * (hat - true), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_others_before_the_step_work_on_the_true_weights(when: str) -> None:
+    """Whether they were there before `attach` or not; and what they write stays."""
+    model, optimizer, prediction = attached()
+    prediction.detach()
+    before: list[list[torch.Tensor]] = []
+
+    def halve(*_: object) -> None:
+        before.append(weights(model))
+        for p in model.parameters():
+            p.detach().mul_(0.5)
+
+    if when == "before":
+        optimizer.register_step_pre_hook(halve)
+    prediction = weightcast.attach(model, optimizer, 2)
+    if when == "after":
+        optimizer.register_step_pre_hook(halve)
+    theta = weights(model)
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert same(before[0], theta)
+    assert same(weights(model), [0.5 * p for p in theta])
+
+
+class NoRate(torch.optim.Optimizer):
+    """As Adafactor with relative steps: the group's rate is None."""
+
+    def __init__(self, params: object) -> None:
+        super().__init__(params, {"lr": None})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p in every_parameter(self):
+            p.sub_(0.05 * p.grad)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [
+        (NoRate, {}),
+        (torch.optim.SGD, {"lr": torch.tensor([0.05], dtype=torch.float64)}),
+        (torch.optim.AdamW, {"lr": torch.tensor([0.05], dtype=torch.float64)}),
+    ],
+)
+def test_a_rate_that_is_none_or_a_tensor_of_one_dimension(
+    optimizer_class: type, options: dict
+) -> None:
+    usual = torch.optim.AdamW if optimizer_class is torch.optim.AdamW else torch.optim.SGD
+    runs = []
+    for cls, setting in ((optimizer_class, options), (usual, {"lr": 0.05})):
+        torch.manual_seed(0)
+        model = Recorder()
+        optimizer = cls(model.parameters(), **setting)
+        weightcast.attach(model, optimizer, 2, weight_decay=True)
+        train(model, optimizer, 4)
+        runs.append(weights(model))
+    for ours, expected in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("tensor", [False, True])

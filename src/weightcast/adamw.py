@@ -30,6 +30,9 @@ from weightcast.tensors import moving, plain, untraced, written
 DISTANCE = "prediction_distance"
 """Group key, there while the weights are predicted: s·γ of the forecast that was made."""
 
+BETAS = "prediction_betas"
+"""Group key beside it: the betas of that forecast."""
+
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -235,6 +238,7 @@ class AdamW(torch.optim.AdamW):
     @untraced
     def _move(self, group: Group, then: float | Tensor, idle: list[Tensor] | None = None) -> None:
         """From wherever the weights are to `then` times Δ/γ ahead of θ: the group's, or some."""
+        self._undo_other(group)
         now = group.get(DISTANCE, 0.0)
         if _is_same(now, then):
             return
@@ -253,6 +257,16 @@ class AdamW(torch.optim.AdamW):
             if idle is None:
                 self._arrive(group, then)
 
+    def _undo_other(self, group: Group) -> None:
+        """A forecast with other betas than the present (they may be scheduled) goes back first."""
+        betas = group["betas"]
+        if group.get(BETAS, betas) != betas:
+            group["betas"] = group[BETAS]
+            try:
+                self._move(group, 0.0)
+            finally:
+                group["betas"] = betas
+
     def _leave(self, group: Group, params: list[Tensor]) -> None:
         """Without a state there is no forecast; θ is where it was if that went while predicted."""
         for p in params:
@@ -266,9 +280,10 @@ class AdamW(torch.optim.AdamW):
         if isinstance(now, Tensor) and isinstance(distance, Tensor):
             now.copy_(distance)  # the very memory that a captured graph reads
         elif isinstance(distance, Tensor) or distance != 0:
-            group[DISTANCE] = distance
+            group[DISTANCE], group[BETAS] = distance, group["betas"]
         else:
             group.pop(DISTANCE, None)
+            group.pop(BETAS, None)
 
     def _watch(self, batch: _Batch) -> None:
         """Remember what low-precision weights look like, to notice if others write to them."""
@@ -324,6 +339,7 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def _step(self, group: Group, then: float | Tensor) -> None:
+        self._undo_other(group)
         known: list[Tensor] = []
         fresh: list[Tensor] = []
         idle: list[Tensor] = []
@@ -350,11 +366,12 @@ class AdamW(torch.optim.AdamW):
         if not params:
             return []
         is_predicted = DISTANCE in group
+        kept = [self._kept.get(p) for p in params] if is_predicted and self._kept else []
         key = (id(group), kind, is_predicted, group["amsgrad"], self._is_torchs(group))
         batches: list[_Batch] = planned(
             self._plans,
             key,
-            lambda: [memory_of(p, self.state[p]) for p in params],
+            lambda: [*(memory_of(p, self.state[p]) for p in params), *map(id, kept)],
             lambda: self._sorted(group, params, kind),
         )
         for batch in batches:
@@ -405,7 +422,7 @@ class AdamW(torch.optim.AdamW):
         elif state["step"].device != device or state["step"].dtype != torch.float32:
             state["step"] = state["step"].to(device, torch.float32)
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+            state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
         if not is_low:
             state.pop("master", None)  # of a checkpoint that was made in low precision
         elif "master" not in state:

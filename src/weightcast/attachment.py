@@ -90,12 +90,10 @@ def attach(
                 "weight_decay do not apply to it here; see its own arguments."
             )
         kind, decaying = AdamWPrediction, optimizer.decaying
-    ahead = 3.0 if steps is None else steps
-    prediction = kind(ahead, decaying=decaying, weight_decay=weight_decay)
-    the_rule = chosen_rule(optimizer, rule)
+    prediction = kind(3.0 if steps is None else steps, decaying=decaying, weight_decay=weight_decay)
     list(map(prediction._reach, optimizer.param_groups))  # refuses steps that are not possible
     _check_parameters(model, optimizer)
-    prediction._begin(model, optimizer, the_rule)
+    prediction._begin(model, optimizer, chosen_rule(optimizer, rule))
     _live.add(prediction)
     if steps is not None:
         prediction.steps = steps

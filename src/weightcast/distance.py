@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
-from weightcast.rules import Group, Rule
+from weightcast.rules import Group, Rule, rate
 
 STEPS = "prediction_steps"
 """Group key: s of the group alone."""
@@ -70,4 +70,4 @@ def decay_factor(rule: Rule, group: Group, steps: float) -> Any:
     decay = group.get("weight_decay", 0.0)
     if not decay or not group.get("decoupled_weight_decay", rule.decoupled):
         return 1.0
-    return (1 - group["lr"] * decay) ** steps
+    return (1 - rate(group) * decay) ** steps

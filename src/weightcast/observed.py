@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.passes import buffer_like, nonzero, plain_all
-from weightcast.rules import OBSERVED, Group
+from weightcast.rules import OBSERVED, Group, rate
 from weightcast.tensors import moving, plain
 
 
@@ -66,11 +66,11 @@ class Observer:
         for group, params, buffers in self._before:
             with moving():
                 torch._foreach_sub_(plain_all(buffers), plain_all(params))
-                torch._foreach_div_(plain_all(buffers), nonzero(group.get("lr", 1.0)))
+                torch._foreach_div_(plain_all(buffers), nonzero(rate(group)))
             # an empty state tells many optimizers to initialise it: it stays empty
             is_lazy = any(optimizer.state.get(p) for p in params)
             for p, displacement in zip(params, buffers, strict=True):
-                is_apart = is_lazy and not optimizer.state.get(p)
+                is_apart = (is_lazy or p.grad is None) and not optimizer.state.get(p)
                 state = self.apart.setdefault(p, {}) if is_apart else optimizer.state[p]
                 if found_inf is not None and OBSERVED in state:
                     _keep_if(found_inf, displacement, state[OBSERVED])

@@ -22,7 +22,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from weightcast.errors import InvalidArgumentError
 from weightcast.kernels import Operands, count_anew, operands_of, settings_of
-from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule
+from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
 from weightcast.tensors import StateView, Tensors, plain
 
 TILE = 2**16
@@ -66,7 +66,7 @@ class Batch:
         """
         if self.is_observed:
             self.saved = [state[OBSERVED] for state in self.states]
-            self.scale = nonzero(reach * self.group.get("lr", 1.0))
+            self.scale = nonzero(reach * rate(self.group))
         elif not self.saved:
             self._prepare()
         if self.way is Way.KERNELS:

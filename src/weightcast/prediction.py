@@ -19,7 +19,7 @@ from weightcast.observed import Observer, takes_part
 from weightcast.passes import Batch, plain_all
 from weightcast.plans import Plans, batches_of
 from weightcast.reports import Reports
-from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule
+from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
 from weightcast.tensors import moving, untraced, written
 from weightcast.timetable import Timetable
 
@@ -132,7 +132,7 @@ class WeightPrediction:
                 pairs += zip(batch.params, batch.displacements(), strict=True)
             for batch in self._moved:
                 if batch.is_observed:
-                    deltas = torch._foreach_mul(batch.observed(), batch.group.get("lr", 1.0))
+                    deltas = torch._foreach_mul(batch.observed(), rate(batch.group))
                     pairs += zip(batch.params, deltas, strict=True)
         for p, delta in pairs:
             yield p, torch.view_as_complex(delta) if p.is_complex() else delta
@@ -229,7 +229,7 @@ class WeightPrediction:
         return found
 
     def _move(self, batch: Batch) -> None:
-        steps, lr = self._reach(batch.group), batch.group.get("lr", 1.0)
+        steps, lr = self._reach(batch.group), rate(batch.group)
         if steps == 0 or (batch.is_observed and not isinstance(lr, Tensor) and lr == 0):
             return
         decay = decay_factor(batch.rule, batch.group, steps) if self.weight_decay else 1.0

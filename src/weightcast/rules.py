@@ -157,9 +157,15 @@ def chosen_rule(optimizer: Optimizer, choice: Formula | str | None) -> Rule:
 # --- the rules -----------------------------------------------------------------------------------
 
 
+def rate(group: Group) -> Any:
+    """γ of a group: a number or a tensor without dimensions, 1 where the optimizer has its own."""
+    lr = group.get("lr")
+    return lr.squeeze() if isinstance(lr, torch.Tensor) else 1.0 if lr is None else lr
+
+
 def observed(state: Mapping[str, Any], group: Group) -> Any:
     """Δ as the mechanism saw it, at the present learning rate: θ_before - θ_after."""
-    return group.get("lr", 1.0) * state[OBSERVED]
+    return rate(group) * state[OBSERVED]
 
 
 OBSERVED_RULE = Rule(observed, when=lambda group: False, foreach=True)

@@ -59,10 +59,10 @@ class Timetable:
                 module.register_forward_hook(self._after_forward, always_call=True),
             ]
         if prediction._hears_of_steps:
-            self._handles += [
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            ]
+            before = optimizer.register_step_pre_hook(self._before_step)
+            # first of all: the others see θ, and what they write there stays
+            optimizer._optimizer_step_pre_hooks.move_to_end(before.id, last=False)  # type: ignore[attr-defined]
+            self._handles += [before, optimizer.register_step_post_hook(self._after_step)]
         for module in model.modules():  # a part may be saved, loaded or copied on its own
             self._handles += [
                 module.register_state_dict_pre_hook(self._before_access),
@@ -90,7 +90,7 @@ class Timetable:
         else:
             if not model.training:
                 self._evaluations.append(prediction._pause())
-            elif torch.is_grad_enabled():
+            elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
                 prediction.predict()
             elif not prediction._is_awaited:
                 prediction.restore()
