@@ -196,11 +196,11 @@ def _answer(question: Question, experiments: Sequence[Results]) -> Answer | None
     rows = []
     for name in names:
         effects = tuple(
-            Effect(mean_interval(change), next(single), problem)
-            for change, problem in zip(changes[name], problems[name], strict=True)
+            Effect(mean_interval(change), next(single), "; ".join(found))
+            for change, found in zip(changes[name], problems[name], strict=True)
         )
         mean = means[name]
-        several = "; ".join(dict.fromkeys(problem for problem in problems[name] if problem))
+        several = "; ".join(dict.fromkeys(p for found in problems[name] for p in found))
         rows.append(
             AnswerRow(
                 name,
@@ -253,8 +253,8 @@ def final_losses(experiment: Results, name: str) -> list[float]:
     return [_final_loss(run) for run in finished(experiment, key).values()]
 
 
-def _problems(experiment: Results, names: Iterable[str]) -> str:
-    return "; ".join(filter(None, (problem_of(experiment, name) for name in names)))
+def _problems(experiment: Results, names: Iterable[str]) -> list[str]:
+    return [p for p in dict.fromkeys(problem_of(experiment, name) for name in names) if p]
 
 
 def problem_of(experiment: Results, name: str) -> str:

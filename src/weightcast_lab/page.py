@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
 from weightcast_lab.claims import claims
-from weightcast_lab.evidence import answers, asked, begun, series_of, versus_plain
+from weightcast_lab.evidence import (
+    answers,
+    asked,
+    begun,
+    final_losses,
+    series_of,
+    versus_plain,
+)
 from weightcast_lab.figures import (
     DARK,
     LIGHT,
@@ -32,7 +39,7 @@ from weightcast_lab.paper import comparisons, shown
 from weightcast_lab.paper import figures as paper_figures
 from weightcast_lab.paper_tables import difference_rows, header, notes_of, table_rows
 from weightcast_lab.results import Quantity, Results, Row, Summary
-from weightcast_lab.study import AGAINST_DELAY
+from weightcast_lab.study import AGAINST_DELAY, METHODS
 from weightcast_lab.tables import (
     Cell,
     interval_text,
@@ -183,7 +190,8 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
         figures.append(StudyFigure("rates", title, partial(draw_rates, with_curves)))
     for key, whose, names in AGAINST_DELAY:
         late = [e for e in experiments if series_of(e)]
-        if any(wanted["name"] in names for e in late for wanted in e["wanted"]):
+        ahead = [name for name in names if METHODS[name].in_delays]
+        if any(final_losses(e, name) for e in late for name in ahead):
             title = f"Final loss against the delay of the gradients: {whose}"
             figures.append(StudyFigure(key, title, partial(draw_delays, late, names)))
     found = begun(answers(experiments))

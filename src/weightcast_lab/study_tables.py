@@ -80,6 +80,12 @@ def overall_text(row: AnswerRow) -> str:
     return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}{some}"
 
 
+def counts(row: AnswerRow) -> str:
+    """On how many workloads it is better / worse."""
+    found = [effect.verdict for effect in row.effects]
+    return f"{found.count('better')} / {found.count('worse')}"
+
+
 def p_text(p: float) -> str:
     """`= 0.031`, with two significant digits, down to 0.0001."""
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
@@ -254,13 +260,12 @@ def brief(experiments: Sequence[Results]) -> str:
     for row in rows:
         problem = f" ({row.overall.problem})" if row.overall.problem else ""
         own = [one for one in on_workloads if one.label == row.label]
-        counts = [sum(e.verdict == v for e in row.effects) for v in ("better", "worse")]
         costs = [one.cost for one in own if one.cost is not None]
         cells.append(
             [
                 (row.label, ""),
                 (overall_text(row) + problem, row.overall.verdict),
-                (f"{counts[0]} / {counts[1]} of {len(row.effects)}", ""),
+                (f"{counts(row)} of {len(row.effects)}", ""),
                 (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
                 (NOTHING if not costs else number(statistics.median(costs), 2), ""),
             ]
@@ -290,9 +295,9 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
     for question in AT_EVERY_DELAY:
         own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
         rows = {
-            (row.label, delay): (effect_text(row.overall), row.overall.verdict)
+            (row.label, delay): (f"{effect_text(row.overall)}; {counts(row)}", row.overall.verdict)
             for delay, answer in own.items()
-            for row in answer.rows
+            for row in answer.begun
         }
         if not rows:
             continue
@@ -309,8 +314,9 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
     seeds = min(len(e["seeds"]) for e in experiments)
     notes = [
         _BRIEF_DESIGN.format(names, seeds),
-        "Change of the final validation loss: mean over the tasks with its 95% interval; bold "
-        "where it holds at 5% after Holm's correction over the methods at that delay.",
+        "Change of the final validation loss: mean over the tasks with its 95% interval, bold "
+        "where it holds at 5% after Holm's correction over the methods at that delay; then on how "
+        "many of the tasks it is better / worse after a correction over tasks and methods.",
         computed_on(experiments),
     ]
     return "".join([*parts, *(f"- {note}\n" for note in notes)])

@@ -499,6 +499,7 @@ def test_brief_is_of_a_study(core):
         in_markdown([{"network": "vgg11"}], notes=True, brief=True)
 
 
+LATER = ["adamw-s2D", "sgd", "sgd-s1D"]
 LATE_NAMES = ["adamw", "nadamw-b0.99", "adamw-s1D", "adamw-b0.99"]
 
 
@@ -579,7 +580,7 @@ def test_the_final_loss_against_the_delay(delayed):
 def test_a_study_of_delay_has_its_figures(delayed):
     keys = [figure.key for figure in study_figures(delayed)]
     assert keys == [
-        *("delay", "delay-nadamw"),  # no SGD here
+        "delay",  # of SGD and NAdamW there is no forecast here
         *("forest-delay-nadamw-1", "forest-delay-nadamw-4"),
     ]
     figure = study_figures(delayed)[0]
@@ -603,5 +604,19 @@ def test_a_study_of_delay_in_brief_is_one_table_a_question(delayed):
     header, _, row = table.splitlines()
     assert header == "| Method | D = 1 | D = 4 |"
     assert row.startswith("| AdamW s=D | **")
-    assert row.endswith(f"| **{change_text(answer.rows[0].overall.change)}** |")
+    assert row.endswith(f"| **{change_text(answer.rows[0].overall.change)}; 2 / 0** |")
     assert "Tasks: Task one; Task two." in text
+
+
+def test_a_study_of_delay_in_brief_leaves_out_what_is_not_begun(delayed):
+    for experiment in delayed:
+        experiment["wanted"] += [{"name": n, "label": METHODS[n].label} for n in LATER]
+    assert "AdamW s=2D" not in brief(delayed)
+    assert "SGD" not in brief(delayed)
+    assert "AdamW s=2D" in markdown(delayed)
+    assert [f.key for f in study_figures(delayed)][:2] == ["delay", "forest-delay-nadamw-1"]
+    for experiment in delayed:  # one seed is missing everywhere
+        experiment["runs"] = [r for r in experiment["runs"] if r["seed"] != 0]
+    text = brief(delayed)
+    assert "(1 of 5 missing)" in text
+    assert "missing; 1 of 5 missing" not in text
