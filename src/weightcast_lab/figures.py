@@ -245,7 +245,7 @@ def draw_delays(
                     for delay in delays
                 ]
                 intervals = [mean_interval(losses) for losses in ends]
-                if any(intervals):
+                if any(i for i, delay in zip(intervals, delays, strict=True) if delay):
                     means = np.array([i.mean if i else np.nan for i in intervals])
                     widths = np.array([(i.half_width or 0.0) if i else 0.0 for i in intervals])
                     style = styles[method.name]
