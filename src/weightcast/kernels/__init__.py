@@ -86,6 +86,11 @@ class Settings:
     found_inf: Tensor | None = None
     options: Mapping[str, Any] | None = None
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether `step` may divide once for two: ε² is no subnormal number, no step skipped."""
+        return self.eps >= 1e-15 and self.found_inf is None
+
 
 @functools.cache
 def _load(name: str) -> ModuleType | None:

@@ -12,7 +12,6 @@
 #define BLOCK 64 /* elements: whole cache lines; what is streamed at a time */
 #define MAX_THREADS 256
 #define SMALLEST_SHARE 32768  /* elements: less is done sooner than a thread is made */
-#define JOINT_FROM 1e-15      /* eps: its square is no subnormal number */
 #define STREAM_FROM (1 << 21) /* elements: fewer stay in the cache for the forward pass */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -36,6 +35,7 @@ typedef struct {
     double lr, beta1, beta2, eps, decay; /* decay: what weight decay leaves of a weight */
     double back, ahead;                  /* displacements that param is ahead now, and then */
     double gradient;                     /* factor of the gradient: unscaling, and -1 to maximise */
+    double joint;                        /* not 0: one division may serve for two */
 } Settings;
 
 typedef struct {
@@ -199,10 +199,10 @@ INLINE void run_step(const Operand *o, const Share *share, int64_t begin, int64_
         step(o, s, begin, end, 0, 0, is_amsgrad, 1, 0);
     else if (o->source || s->back == 0)
         step(o, s, begin, end, 0, 0, is_amsgrad, 0, 0);
-    else if (s->eps < JOINT_FROM)
-        step(o, s, begin, end, 0, 1, is_amsgrad, 0, 0);
-    else
+    else if (s->joint != 0)
         step(o, s, begin, end, 0, 1, is_amsgrad, 0, 1);
+    else
+        step(o, s, begin, end, 0, 1, is_amsgrad, 0, 0);
 }
 
 INLINE void run_forecast(const Operand *o, const Share *share, int64_t begin, int64_t end) {

@@ -25,7 +25,7 @@ _NOTHING = Settings(0.0, 0.0, 0.0, 0.0)
 class _Settings(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_double)
-        for name in ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient")
+        for name in ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient", "joint")
     )
 
 
@@ -122,6 +122,7 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
         float(s.back),
         float(s.ahead),
         gradient,
+        s.is_joint,
     )
     is_bfloat16 = o.params[0].dtype is torch.bfloat16
     threads = torch.get_num_threads()

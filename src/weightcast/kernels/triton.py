@@ -88,9 +88,9 @@ def _count_and_prepare(
 
 
 @triton.jit
-def _direction(m: tl.tensor, v: tl.tensor, root: tl.tensor, eps: tl.tensor) -> tl.tensor:
-    """Δ/γ, up to the factor 1 / (1 - β₁ᵗ); root is 1 / sqrt(1 - β₂ᵗ)."""
-    return tl.div_rn(m, tl.sqrt_rn(v) * root + eps)
+def _scale(v: tl.tensor, root: tl.tensor, eps: tl.tensor) -> tl.tensor:
+    """Δ/γ = m / scale, up to the factor 1 / (1 - β₁ᵗ); root is 1 / sqrt(1 - β₂ᵗ)."""
+    return tl.sqrt_rn(v) * root + eps
 
 
 @triton.jit
@@ -122,6 +122,7 @@ def _run(
     rest1: tl.tensor, beta2: tl.tensor, rest2: tl.tensor, eps: tl.tensor,
     dtype: tl.constexpr, IS_STEP: tl.constexpr, IS_AHEAD: tl.constexpr, HAS_SOURCE: tl.constexpr,
     HAS_SINK: tl.constexpr, IS_AMSGRAD: tl.constexpr, MAY_SKIP: tl.constexpr,
+    IS_JOINT: tl.constexpr,
 ) -> None:  # fmt: skip
     """One block of one tensor: as in adamw.c, operation by operation."""
     k = tl.load(blocks + tl.program_id(0))
@@ -148,9 +149,11 @@ def _run(
             v_max = tl.load(v_maxes, mask)
             decay, ahead = tl.load(factors + _DECAY), tl.load(factors + _AHEAD)
             root = tl.load(factors + _ROOT)
+            m_before = m
             if IS_AHEAD:
-                u = _direction(m, v_max, tl.load(factors + _ROOT_BEFORE), eps)
-                theta += tl.load(factors + _BACK) * u
+                before = _scale(v_max, tl.load(factors + _ROOT_BEFORE), eps)
+                if not IS_JOINT:
+                    theta += tl.load(factors + _BACK) * tl.div_rn(m, before)
             if IS_STEP:
                 g = tl.load(_at(grad, start, dtype, IS_WHOLE), mask).to(tl.float32)
                 g = tl.load(factors + _GRADIENT) * g
@@ -168,7 +171,13 @@ def _run(
                 tl.store(vs, v, mask)
                 if IS_AMSGRAD:
                     tl.store(v_maxes, v_max, mask)
-            u = _direction(m, v_max, root, eps)
+            now = _scale(v_max, root, eps)
+            if IS_JOINT:
+                both = tl.div_rn(tl.full((_BLOCK,), 1.0, tl.float32), before * now)
+                theta += tl.load(factors + _BACK) * (m_before * now * both)
+                u = m * before * both
+            else:
+                u = tl.div_rn(m, now)
             decayed = theta * decay
             if IS_STEP:
                 # rounded here, before the forecast: else nobody could tell the two apart again
@@ -266,17 +275,19 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
             *(0.0 if isinstance(x, Tensor) else float(x) for x in settings), *tensors,
             IS_STEP=is_step, **_OPTIONS,
         )  # fmt: skip
+        is_ahead = not o.sources and (isinstance(s.back, Tensor) or s.back != 0)
         if len(blocks):
             _run[(len(blocks),)](
                 table, gradients, blocks, factors,
                 1.0 - s.beta1, float(s.beta2), 1.0 - s.beta2, float(s.eps),
                 dtype=_DTYPES[o.params[0].dtype],
                 IS_STEP=is_step,
-                IS_AHEAD=not o.sources and (isinstance(s.back, Tensor) or s.back != 0),
+                IS_AHEAD=is_ahead,
                 HAS_SOURCE=bool(o.sources),
                 HAS_SINK=bool(o.sinks),
                 IS_AMSGRAD=bool(o.max_exp_avg_sqs),
                 MAY_SKIP=found_inf is not None,
+                IS_JOINT=is_step and is_ahead and s.is_joint,
                 **_OPTIONS,
             )  # fmt: skip
     torch.autograd.graph.increment_version(o.params)  # written behind its back
