@@ -168,15 +168,15 @@ def table(results: dict[str, Any]) -> str:
     stages, base = results["stages"], synchronous(MULTIPLES[0])
     header = ["Schedule", *(f"{stages} stages, batch {size}" for size in results["throughput"])]
     header += [f"{p} stages, on paper" for p in ON_PAPER]
-    measured = list(results["throughput"].values())
+    columns = list(results["throughput"].values())
     rows = []
-    for label in measured[0]:
+    for label in columns[0]:
         turns = {synchronous(m): m for m in MULTIPLES}.get(label)
         paper = []
         for p in ON_PAPER:
             share = 1.0 if turns is None else turns * p / (turns * p + p - 1)
             paper.append(f"{share * (2 * p - 1) / p:.2f}")
-        rows.append([label, *(f"{ratio[label]:.2f}" for ratio in measured), *paper])
+        rows.append([label, *(f"{ratio[label]:.2f}" for ratio in columns), *paper])
     e = results["environment"]
     return (
         markdown_rows(header, rows)

@@ -199,7 +199,10 @@ def interleaved(
     budget: float,
     before: Step = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each, in rounds of random order, after two rounds to warm up."""
+    """Seconds of each, in rounds of random order, after two rounds to warm up.
+
+    Beyond `budget` seconds there are no more, but twelve at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     began = time.perf_counter()
     for n in range(rounds + 2):

@@ -167,8 +167,8 @@ def prepare_process() -> None:
 def _keep_freed_memory() -> None:
     """Have glibc reuse the memory of large tensors.
 
-    By default it returns it to the system, where every step asks for it again, page by page: of an
-    LSTM's step, whose logits take 28 MB, that is some 5 per cent.
+    By default it returns it to the system, and every step asks for it again, page by page: 150,000
+    to 340,000 page faults, instead of 70,000, in 100 steps of an LSTM whose logits take 28 MB.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
