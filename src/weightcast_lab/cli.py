@@ -707,6 +707,8 @@ def report(
 
     path = results / "results.json" if results.is_dir() else results
     experiments = load_results(path)
+    if brief and not (markdown or into):
+        raise LabError("--brief shapes --markdown and --into: give one of them as well.")
     if markdown:
         typer.echo(in_markdown(experiments, notes=False, brief=brief), nl=False)
     elif latex:

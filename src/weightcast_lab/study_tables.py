@@ -190,8 +190,8 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         "Steps to AdamW's final loss, as shares of AdamW's steps, and hours to it: medians over "
         "the seeds with the order statistics around them "
         f"({_confidence(experiments)}). The cost of a step is of the process's CPU seconds, in "
-        "AdamW's on the same processor; memory is what a method keeps beside the weights, in their "
-        "bytes.",
+        "AdamW's on the same processor (– where AdamW ran on another); memory is what a method "
+        "keeps beside the weights, in their bytes.",
     ]
     if any(e["environments"] for e in experiments):
         notes.append(computed_on(experiments))

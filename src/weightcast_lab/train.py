@@ -117,7 +117,7 @@ class Job:
 
 
 class Diverged(Exception):
-    """The loss, a gradient or the validation loss is not finite."""
+    """The loss, a gradient or what is measured of validation or test data is not finite."""
 
 
 def batch_order(seed: int, epoch: int) -> torch.Generator:
@@ -260,6 +260,8 @@ def train(
         model.eval()
         with torch.no_grad(), autocast():
             test = task.test(model)
+        if not all(map(math.isfinite, test.values())):
+            raise Diverged
     except Diverged:
         diverged_at, test = step, {}
     result = {

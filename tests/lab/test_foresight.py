@@ -134,6 +134,10 @@ def test_the_command_writes_tables_and_a_figure(weightcast, tmp_path, small):
     assert (brief.code, brief.out) == (2, "")
     assert "--brief is for a study" in brief.err
 
+    alone = weightcast("report", out, "--brief")
+    assert (alone.code, alone.out) == (2, "")
+    assert "give one of them" in " ".join(alone.err.split())
+
     missing = weightcast("foresight", "--out", out, "--seeds", 2, "--missing")
     assert missing.code == 0
     assert "5 of 10" in missing.out + missing.err

@@ -170,6 +170,16 @@ def test_a_run_ends_where_the_validation_loss_stops_being_finite(train_line):
     assert train_line(task=BrokenEvaluation())["diverged_at"] == 5
 
 
+def test_a_run_whose_test_is_not_finite_has_diverged(train_line, tmp_path):
+    class BrokenTest(LineTask):
+        def test(self, model):
+            return {"test loss": torch.inf}
+
+    result = train_line(task=BrokenTest())
+    assert (result["diverged_at"], result["test"]) == (result["history"]["step"][-1], {})
+    assert RunFiles(tmp_path / "run", "configuration").load_result(pytest.fail)
+
+
 def test_a_learning_rate_without_reason_diverges(train_line):
     result = train_line(Method("sgd"), learning_rate=1e25)
     assert 1 <= result["diverged_at"] <= 5
