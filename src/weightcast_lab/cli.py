@@ -454,8 +454,8 @@ def study(
     failures: dict[Job, str] = {}
     if missing:
         counts = []
-        for phase in opened.phases():
-            found = finished_results(phase.jobs(results), partial(print_warning, console))
+        for phase in opened.phases(results):
+            found = finished_results(phase.jobs, partial(print_warning, console))
             results |= found
             counts.append((phase.label, len(found), phase.size))
         print_phases(Console(), counts)
@@ -463,8 +463,8 @@ def study(
             return
     until = _end(minutes)
     runs = 0
-    for phase in opened.phases():
-        order = phase.jobs(results)
+    for phase in opened.phases(results):
+        order = phase.jobs
         runs += phase.size
         if order and time.time() < until:
             plan = f"{phase.label}: {{}} on {chosen_device}"

@@ -28,6 +28,11 @@ class Choice:
     learning_rate: float
     edge: str = ""
 
+    @property
+    def is_highest(self) -> bool:
+        """Whether a higher one might do better."""
+        return self.edge == "highest"
+
 
 def choose(losses: Mapping[float, Sequence[float | None]]) -> Choice:
     """The learning rate with the lowest mean loss over the search's seeds.
@@ -55,25 +60,39 @@ class Arm:
     search: Experiment
     final: Experiment
 
-    def searching(self, methods: Iterable[Method]) -> Experiment:
-        """The search for these methods: each at every rate of its grid."""
-        workload = WORKLOADS[self.workload]
+    def searching(self, methods: Iterable[Method], results: RunResults) -> Experiment:
+        """The search for these methods: each at all of its rates."""
         tried = [
             replace(method, learning_rate=rate)
             for method in methods
-            for rate in self.design.rates(workload, method)
+            for rate in self.rates(method, results)
         ]
         return replace(self.search, methods=tuple(tried))
 
+    def rates(self, method: Method, results: RunResults) -> tuple[float, ...]:
+        """The method's grid, and beyond it as far as its best rate is an edge."""
+        tried = self.design.rates(WORKLOADS[self.workload], method)
+        further = self.design.further_rates(WORKLOADS[self.workload], method)
+        while (best := self._best(method, tried, results)) and best.edge:
+            beyond = [r for r in further if (r > max(tried) if best.is_highest else r < min(tried))]
+            if not beyond:
+                break
+            tried = (*tried, min(beyond, key=lambda rate: abs(rate - best.learning_rate)))
+        return tuple(sorted(tried))
+
     def choice(self, method: Method, results: RunResults) -> Choice | None:
         """The method's learning rate, if its search has come to its end."""
-        losses: dict[float, list[float | None]] = {}
-        for job in self.searching([method]).jobs():
-            if job not in results:
+        return self._best(method, self.rates(method, results), results)
+
+    def _best(self, method: Method, rates: Iterable[float], results: RunResults) -> Choice | None:
+        """Of these rates, if they have been tried."""
+        losses = {}
+        for rate in rates:
+            one = replace(self.search, methods=(replace(method, learning_rate=rate),))
+            found = [results.get(job) for job in one.jobs()]
+            losses[rate] = [_final_loss(result) for result in found if result is not None]
+            if len(losses[rate]) < len(found):
                 return None
-            rate = job.cell.method.learning_rate
-            assert rate is not None  # of its grid
-            losses.setdefault(rate, []).append(_final_loss(results[job]))
         return choose(losses)
 
     def measuring(self, methods: Iterable[Method], results: RunResults) -> Experiment:
@@ -92,25 +111,17 @@ def _final_loss(result: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class Phase:
-    """The search, or the final runs, of a round: of each arm those methods that are new to it."""
+    """Part of a search, or the final runs, of a round.
+
+    Attributes:
+        label: What it is.
+        jobs: The runs that can be made now: seed by seed, and within a seed workload by workload.
+        size: How many there are when all rates are chosen.
+    """
 
     label: str
-    is_search: bool
-    work: tuple[tuple[Arm, tuple[Method, ...]], ...]
-
-    @property
-    def size(self) -> int:
-        """How many runs it has when all rates are chosen."""
-        return sum(
-            len(methods) * (arm.design.search_runs if self.is_search else len(arm.design.seeds))
-            for arm, methods in self.work
-        )
-
-    def jobs(self, results: RunResults) -> list[Job]:
-        """The runs that can be made now: seed by seed, and within a seed workload by workload."""
-        if self.is_search:
-            return in_order([arm.searching(methods) for arm, methods in self.work])
-        return in_order([arm.measuring(methods, results) for arm, methods in self.work])
+    jobs: list[Job]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -120,25 +131,36 @@ class OpenStudy:
     arms: tuple[Arm, ...]
     rounds: tuple[Round, ...]
 
-    def phases(self) -> Iterator[Phase]:
-        """In the order in which they are computed."""
+    def phases(self, results: RunResults) -> Iterator[Phase]:
+        """In the order in which they are computed: `results` grow from one to the next."""
         earlier: set[tuple[str, Method]] = set()
         for one in self.rounds:
             arms = [arm for arm in self.arms if arm.workload in one.workloads]
-            work = tuple(
+            work = [
                 (
                     arm,
-                    tuple(
+                    [
                         m
                         for m in one.methods
                         if m in arm.methods and (arm.workload, m) not in earlier
-                    ),
+                    ],
                 )
                 for arm in arms
-            )
+            ]
             earlier |= {(arm.workload, method) for arm in arms for method in one.methods}
-            yield Phase(f"{one.label}, search for learning rates", True, work)
-            yield Phase(f"{one.label}, at the chosen rates", False, work)
+            grid = in_order([arm.searching(methods, {}) for arm, methods in work])
+            yield Phase(f"{one.label}, search for learning rates", grid, len(grid))
+            searched = set(grid)
+            while beyond := [
+                job
+                for job in in_order([arm.searching(methods, results) for arm, methods in work])
+                if job not in searched
+            ]:
+                searched |= set(beyond)
+                yield Phase(f"{one.label}, beyond the grid", beyond, len(beyond))
+            final = in_order([arm.measuring(methods, results) for arm, methods in work])
+            size = sum(len(methods) * len(arm.design.seeds) for arm, methods in work)
+            yield Phase(f"{one.label}, at the chosen rates", final, size)
 
 
 def open_study(
@@ -241,11 +263,11 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
 
 def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
     """What every run of the search came to: seed by seed, at each rate of each method."""
-    jobs = {m: arm.searching([m]).jobs() for m in arm.methods}
+    jobs = {m: arm.searching([m], results).jobs() for m in arm.methods}
     found = [results[job] for own in jobs.values() for job in own if job in results]
     tried = []
     for method, own in jobs.items():
-        for rate in arm.design.rates(WORKLOADS[arm.workload], method):
+        for rate in arm.rates(method, results):
             runs = {
                 job.cell.seed: results[job]
                 for job in own

@@ -172,7 +172,7 @@ def small(monkeypatch):
         "a line",
         ("line", "line-batch"),
         ((METHODS["adamw"], METHODS["adamw-s1"]), (METHODS["adamw-sinf-decaying"],)),
-        Design((0.3, 1.0, 3e30), (100, 101), (0, 1, 2)),
+        Design((0.3, 1.0, 3e30), (), (100, 101), (0, 1, 2)),
     )
     monkeypatch.setitem(STUDIES, "small", one)
     more = Study("a look-ahead", ("line",), ((METHODS["adamw"], METHODS["nadamw"]),), one.design)
@@ -257,6 +257,36 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
     assert "| AdamW s=∞ decaying |" in markdown.out
 
 
+def test_a_search_goes_beyond_its_grid_as_long_as_the_best_rate_is_an_edge(
+    weightcast, tmp_path, small, undrawn, one_thread, monkeypatch
+):
+    design = Design((0.003, 0.01), (0.001, 0.03, 0.1, 1e30, 1e31), (100, 101), (0, 1))
+    one = Study("t", ("line",), ((METHODS["adamw"], METHODS["adamw-s1"]),), design)
+    monkeypatch.setitem(STUDIES, "small", one)
+    out = tmp_path / "out"
+    assert weightcast("study", "small", "--out", out).code == 0
+    (experiment,) = load_results(out / "results.json")
+    # higher and higher, until the next rate diverges; nothing lower than the grid, which is worse
+    tried = {
+        (e["name"], e["learning rate"]): e["final loss"] for e in experiment["search"]["tried"]
+    }
+    rates = [9e-5, 3e-4, 9e-4, 3e-3, 3e28]
+    assert list(tried) == [(name, rate) for name in ("adamw", "adamw-s1") for rate in rates]
+    assert [None in losses for losses in tried.values()] == 2 * [False, False, False, False, True]
+    assert [(m["learning rate"], m["edge"]) for m in experiment["methods"]] == [(3e-3, "")] * 2
+    assert len(result_paths(out)) == 2 * (5 * 2 + 2)
+    again = weightcast("study", "small", "--out", out, "--missing")
+    assert "All runs are finished" in again.out
+    assert "beyond the grid" in again.out
+
+    # at the last rate of all it stays an edge
+    short = replace(one, design=replace(design, further=(0.001, 0.03, 0.1)))
+    monkeypatch.setitem(STUDIES, "small", short)
+    assert weightcast("study", "small", "--out", out).code == 0
+    (experiment,) = load_results(out / "results.json")
+    assert [m["edge"] for m in experiment["methods"]] == ["highest"] * 2
+
+
 def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
     weightcast, tmp_path, small, undrawn, monkeypatch
 ):
@@ -295,7 +325,7 @@ def test_mistakes_are_one_sentence(weightcast, tmp_path, monkeypatch, words, sen
 def test_another_design_in_the_same_folder_is_refused(weightcast, tmp_path, small, monkeypatch):
     out = tmp_path / "out"
     weightcast("study", "small", "--out", out, "--minutes", 0)
-    other = Study("t", small.workloads, small.rounds, Design((1.0,), (100,), (0,)))
+    other = Study("t", small.workloads, small.rounds, Design((1.0,), (), (100,), (0,)))
     monkeypatch.setitem(STUDIES, "small", other)
     refused = weightcast("study", "small", "--out", out)
     assert refused.code == 2
