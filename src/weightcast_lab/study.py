@@ -323,7 +323,7 @@ STUDIES = {
                 *_ahead("adamw", "nadamw", "sgd", delays=2.0),
             ),
         ),
-        Design((0.03, 0.1, 0.3, 1.0), (), search_seeds=(100,)),
+        Design((0.03, 0.1, 0.3, 1.0), (0.01, 0.003, 3.0, 10.0), search_seeds=(100,)),
     ),
     "smoke": Study(
         "seconds, to see that it all runs; no evidence",
@@ -689,8 +689,10 @@ def _about_delay() -> list[str]:
             "the strongest published method, so that it is what forecasts of AdamW are compared "
             f"with. The usual rate of SGD with β₁ = {HEAVY} is a tenth of that in the table. Late "
             f"gradients want lower rates: {grid} times the usual ones are searched, with seed "
-            f"{design.search_seeds[0]}, then the chosen one runs with seeds "
-            f"{_listed(design.seeds)}. The rounds are so ordered that a stop after any of them "
+            f"{design.search_seeds[0]}, and beyond an edge up to {min(design.further):g} and "
+            f"{max(design.further):g} times them (a rule younger than the first round, in which "
+            "half of the choices were edges, most of them upper ones), then the chosen one runs "
+            f"with seeds {_listed(design.seeds)}. The rounds are so ordered that a stop after any of them "
             "leaves evidence at every delay.",
             WIDTH,
         ),
