@@ -184,9 +184,9 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
         "after Holm's correction over the whole table (the means: over the methods). The mean is "
         "over these workloads and speaks of no others; what to set names the lowest of several "
         "means, and picking the lowest flatters.",
-        "Every method has a learning rate of its own, the best of its grid in runs of their own "
-        f"(seeds: {search}); ↓ and ↑ mark choices at the lower and upper edge of the grid, beyond "
-        "which it might do better.",
+        "Every method has a learning rate of its own, the best of those tried in runs of their own "
+        f"(seeds: {search}); ↓ and ↑ mark the lowest and highest that was tried, beyond which it "
+        "might do better.",
         "Steps to AdamW's final loss, as shares of AdamW's steps, and hours to it: medians over "
         "the seeds with the order statistics around them "
         f"({_confidence(experiments)}). The cost of a step is of the process's CPU seconds, in "
@@ -198,14 +198,18 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
     if packages:
         notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
-    edges = sum(bool(m["edge"]) for e in experiments for m in e["methods"])
-    chosen = sum(len(e["methods"]) for e in experiments)
-    if edges:
-        notes.append(f"{edges} of {chosen} learning rates were chosen at an edge of their grid.")
+    notes += _about_edges(experiments)
     for experiment in experiments:
         problems = {w["label"]: problem_of(experiment, w["name"]) for w in experiment["wanted"]}
         notes += problem_notes(experiment["workload"], problems)
     return notes
+
+
+def _about_edges(experiments: Sequence[Results]) -> list[str]:
+    edges = sum(bool(m["edge"]) for e in experiments for m in e["methods"])
+    chosen = sum(len(e["methods"]) for e in experiments)
+    what = "are the lowest or highest that was tried"
+    return [f"{edges} of the {chosen} learning rates {what}."] if edges else []
 
 
 def _confidence(experiments: Sequence[Results]) -> str:
@@ -278,6 +282,7 @@ def brief(experiments: Sequence[Results]) -> str:
         "better or worse on a task, where it holds at 5% after Holm's correction. Steps to AdamW's "
         "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
         computed_on(experiments),
+        *_about_edges(experiments),
     ]
     return markdown_rows(header, marked(cells)) + "\n" + "".join(f"- {note}\n" for note in notes)
 
@@ -318,6 +323,7 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
         "where it holds at 5% after Holm's correction over the methods at that delay; then on how "
         "many of the tasks it is better / worse after a correction over tasks and methods.",
         computed_on(experiments),
+        *_about_edges(experiments),
     ]
     return "".join([*parts, *(f"- {note}\n" for note in notes)])
 

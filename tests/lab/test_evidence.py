@@ -367,7 +367,7 @@ def test_notes_name_seeds_correction_edges_hardware_and_versions():
         "94% confidence",
         "A <CPU>",
         "torch 2",
-        "3 of 36 learning rates were chosen at an edge",
+        "3 of the 36 learning rates are the lowest or highest that was tried",
     ):
         assert words in notes
 
@@ -491,6 +491,11 @@ def test_the_median_task_counts_never_as_the_latest(medians, expected):
     found = middle([MedianInterval(m, m, m, 1.0) for m in medians])
     assert (found.median, found.low, found.high) == expected
     assert middle([]) is None
+
+
+def test_the_brief_table_names_rates_at_an_edge():
+    assert "learning rates are the lowest" not in brief(whole(BETTER))
+    assert "- 3 of the 36 learning rates are the lowest" in brief(whole(BETTER, edge="highest"))
 
 
 def test_brief_is_of_a_study(core):
