@@ -592,12 +592,12 @@ def page() -> str:
             "is tried with the same seeds, until the best lies between two others, or with "
             f"{last} times the usual rate: then it is marked in the tables as an edge. (This rule "
             "alone is younger than the first results: on one task the highest rate of the grid "
-            "was AdamW's best, and that of most of its forecasts.) Then the chosen rate runs with the fresh "
-            f"seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds more, and "
-            "results name how many there are). The same validation data serve to choose and to "
-            "judge, for every method alike. A predicted method searches the grid of its plain "
-            "form. Usual rates of AdamW and of SGD (with Nesterov or without) are in the table of "
-            "workloads; those of the others, in multiples of AdamW's:",
+            "was AdamW's best, and that of most of its forecasts.) Then the chosen rate runs with "
+            f"the fresh seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds "
+            "more, and results name how many there are). The same validation data serve to choose "
+            "and to judge, for every method alike. A predicted method searches the grid of its "
+            "plain form. Usual rates of AdamW and of SGD (with Nesterov or without) are in the "
+            "table of workloads; those of the others, in multiples of AdamW's:",
             WIDTH,
         ),
         "",
@@ -692,8 +692,8 @@ def _about_delay() -> list[str]:
             f"{design.search_seeds[0]}, and beyond an edge up to {min(design.further):g} and "
             f"{max(design.further):g} times them (a rule younger than the first round, in which "
             "half of the choices were edges, most of them upper ones), then the chosen one runs "
-            f"with seeds {_listed(design.seeds)}. The rounds are so ordered that a stop after any of them "
-            "leaves evidence at every delay.",
+            f"with seeds {_listed(design.seeds)}. The rounds are so ordered that a stop after any "
+            "of them leaves evidence at every delay.",
             WIDTH,
         ),
         "",
