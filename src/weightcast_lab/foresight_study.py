@@ -14,7 +14,7 @@ from weightcast_lab.store import open_folder
 from weightcast_lab.study import SIX, WORKLOADS, Workload
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.train import Job
-from weightcast_lab.tuning import settings_of
+from weightcast_lab.tuning import settings_of, tasks_of
 
 HORIZONS = (1, 2, 3, 5, 8, 16)
 """How many steps ahead."""
@@ -79,16 +79,21 @@ def open_foresight(
         LabError: data cannot be used, or the folder holds something else.
     """
     open_folder(folder, {"kind": "foresight", "horizons": list(HORIZONS)})
+    how = {
+        setting.key: replace(settings_of(setting.workload, source, device), horizons=HORIZONS)
+        for setting in settings()
+    }
+    tasks = tasks_of(how)
     opened = []
     for setting in settings():
-        how = replace(settings_of(setting.workload, source, device), horizons=HORIZONS)
         label = setting.workload.label
         if setting.varied:
             label += f", {setting.varied} {setting.value:g}"
         chosen = SEEDS if seeds is None else range(seeds)
-        task = how.make_task()
-        path = folder / setting.key
-        experiment = open_experiment(setting.key, how, setting.methods, chosen, path, task, label)
+        key, methods = setting.key, setting.methods
+        experiment = open_experiment(
+            key, how[key], methods, chosen, folder / key, tasks[key], label
+        )
         opened.append((setting, experiment))
     return opened
 

@@ -188,8 +188,7 @@ def open_study(
         design = replace(design, seeds=tuple(range(seeds)))
     workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
     settings = {key: settings_of(WORKLOADS[key], source, device) for key in workloads}
-    task_of = cache(lambda name, options, its_source: make_task(name, its_source, **dict(options)))
-    tasks = {key: task_of(s.task, s.options, s.source) for key, s in settings.items()}
+    tasks = tasks_of(settings)
     open_folder(folder, {"kind": "study", **_searched(design)})
     arms = []
     for key in workloads:
@@ -225,6 +224,12 @@ def settings_of(workload: Workload, source: DataSource, device: str) -> Settings
         clip_norm=workload.clip_norm,
         delay=workload.delay,
     )
+
+
+def tasks_of(settings: Mapping[str, Settings]) -> dict[str, Task]:
+    """What is trained, by the same names: what several train is loaded once."""
+    load = cache(lambda name, options, source: make_task(name, source, **dict(options)))
+    return {key: load(s.task, s.options, s.source) for key, s in settings.items()}
 
 
 def _searched(design: Design) -> dict[str, Any]:
