@@ -272,7 +272,7 @@ def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
     found = [results[job] for own in jobs.values() for job in own if job in results]
     tried = []
     for method, own in jobs.items():
-        for rate in arm.rates(method, results):
+        for rate in dict.fromkeys(job.cell.method.learning_rate for job in own):
             runs = {
                 job.cell.seed: results[job]
                 for job in own
