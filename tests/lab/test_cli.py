@@ -123,7 +123,7 @@ def test_a_divergence_is_in_the_table_and_no_failure(weightcast, tmp_path):
     assert "diverged at step" in " ".join(done.out.split())
 
 
-EPOCHS, BATCH_SIZE = 120, 64  # long enough that a blow falls while it runs, on a busy machine too
+EPOCHS, BATCH_SIZE = 80, 64  # long enough that a blow falls while it runs, on a busy machine too
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -137,7 +137,13 @@ def start(out: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c() -> None:
+    """A shell's background jobs, and what they start, ignore Ctrl-C unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def written_at(path: Path) -> int:
