@@ -385,9 +385,10 @@ def _best_in_places(answer: Answer) -> str:
         return "there is nothing to set."
     worse = _places(answer, best, "worse")
     where = f"worse on {'; '.join(worse)}" if worse else "shown to be worse on none"
+    advice = "worth a comparison on your own" if lead(best) > 0 else "not to be recommended"
     return (
         f"{best.label} is better on {len(better)} of {len(best.effects)} tasks "
-        f"({'; '.join(better)}) and {where}: worth a comparison on your own."
+        f"({'; '.join(better)}) and {where}: {advice}."
     )
 
 

@@ -318,6 +318,18 @@ def test_advice_where_a_forecast_is_better_in_places_and_not_on_average():
     (said, *_) = recommendations(found, lambda c: number(c.mean, 2))
     assert "no forecast is shown to improve it on average; AdamW s=" in said
     assert "is better on 1 of 2 tasks (Workload <two>) and shown to be worse on none" in said
+    assert said.endswith("worth a comparison on your own.")
+
+
+def test_advice_where_a_forecast_is_worse_as_often_as_better():
+    names = ["adamw", "adamw-s3"]
+    found = answers(
+        whole({"adamw-s3": -0.05}, names=names, keys=["one"])
+        + whole({"adamw-s3": 0.2}, names=names, keys=["two"])
+    )
+    (said, *_) = recommendations(found, lambda c: number(c.mean, 2))
+    assert "better on 1 of 2 tasks (Workload <one>) and worse on Workload <two>" in said
+    assert said.endswith("not to be recommended.")
 
 
 def test_changes_in_per_cent():
