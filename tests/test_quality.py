@@ -184,4 +184,5 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     if not files:
         pytest.skip("not a git checkout")
     for name in files:
-        assert (ROOT / name).stat().st_size < 1_000_000, name
+        # no data set, no checkpoint; the 1,095 final runs of the study take 1.1 MB
+        assert (ROOT / name).stat().st_size < 1_500_000, name
