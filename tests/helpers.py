@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +87,17 @@ ANALYTIC_AND_OBSERVED: list[dict[str, Any]] = [
     {"optimizer_class": torch.optim.AdamW, "foreach": True},
     {"optimizer_class": torch.optim.Adagrad, "foreach": True},
 ]
+
+
+@contextmanager
+def nothing_waits_for_the_device() -> Iterator[None]:
+    """CUDA raises on any synchronising call."""
+    with warnings.catch_warnings(action="ignore"):  # the mode is a prototype, torch says
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def kind_id(kind: dict[str, Any]) -> str:

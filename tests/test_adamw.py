@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import weightcast
-from tests.discovery import case_id, options, torch_accepts
+from tests.discovery import DEVICE, case_id, options, torch_accepts
 from tests.helpers import Recorder, backward, data, same, train, weights
 from tests.oracles.algorithm1 import Algorithm1, Group
 from tests.test_algorithm1 import (
@@ -50,7 +50,7 @@ def pair(
     mode: str, dtype: torch.dtype = torch.float64, steps: float = 2, **setting: Any
 ) -> tuple[Recorder, weightcast.AdamW, weightcast.WeightPrediction]:
     torch.manual_seed(0)
-    model = Recorder(dtype)
+    model = Recorder(dtype).to(DEVICE)
     setting = {"lr": 0.05, **copy.deepcopy(setting)}
     optimizer = weightcast.AdamW(model.parameters(), steps=steps, **MODES[mode], **setting)
     return model, optimizer, weightcast.attach(model, optimizer)
@@ -60,7 +60,7 @@ def torchs(
     dtype: torch.dtype = torch.float64, steps: float = 2, **setting: Any
 ) -> tuple[Recorder, torch.optim.AdamW, weightcast.WeightPrediction]:
     torch.manual_seed(0)
-    model = Recorder(dtype)
+    model = Recorder(dtype).to(DEVICE)
     setting = {"lr": 0.05, **copy.deepcopy(setting)}
     optimizer = torch.optim.AdamW(model.parameters(), **setting)
     return model, optimizer, weightcast.attach(model, optimizer, steps)

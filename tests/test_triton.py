@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import weightcast
-from tests.helpers import same, weights
+from tests.helpers import nothing_waits_for_the_device, same, weights
 from tests.test_kernels import BETAS, LISTS, assert_same, operands, ran
 from weightcast import kernels
 from weightcast.kernels import Operands, Settings, eager
@@ -315,7 +315,7 @@ def test_on_a_gpu_they_do_what_eager_does(
     on_device = dataclasses.replace(
         setting,
         **{
-            name: torch.tensor(value, device="cuda", dtype=torch.float64)
+            name: torch.as_tensor(value, device="cuda", dtype=torch.float64)
             for name in ("lr", "decay", "back", "ahead", "grad_scale", "found_inf")
             if (value := getattr(setting, name)) is not None
         },
@@ -390,9 +390,6 @@ def test_nothing_waits_for_the_device(options: dict[str, Any], dtype: torch.dtyp
     x = torch.randn(8, 40, device="cuda", dtype=dtype)
     for _ in range(3):
         train_step(model, optimizer, x)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits_for_the_device():
         for _ in range(3):
             train_step(model, optimizer, x)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
