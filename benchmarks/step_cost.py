@@ -242,7 +242,7 @@ def measure_step(list_name: str, row: str, device: str, rounds: int) -> dict[str
         for p, gradient in zip(holder.parameters(), gradients, strict=True):
             p.grad = gradient
 
-    times = interleaved(steps, device, rounds, 6, give_back)
+    times = interleaved(steps, device, rounds, 6 if device == "cpu" else 2, give_back)
     of_plain = ratio(times, "forecast", "plain" if normal else "fused")
     return {
         "fused ms": round(1e3 * statistics.median(times["fused"]), 3),
@@ -290,22 +290,22 @@ def copy_rate(device: str) -> float:
 def training(name: str, device: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """A network, and its loss on one batch."""
     torch.manual_seed(0)
-    torch.set_default_device(device)
     if name.startswith("ResNet-34"):
         from weightcast_lab.models.cifar import build_network
 
-        images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
-        return build_network("resnet34"), lambda m: nn.functional.cross_entropy(m(images), labels)
+        images, labels = torch.randn(64, 3, 32, 32).to(device), torch.randint(10, (64,)).to(device)
+        network = build_network("resnet34").to(device)
+        return network, lambda m: nn.functional.cross_entropy(m(images), labels)
     if name.startswith("LSTM"):
         from weightcast_lab.models.lstm import LSTMLanguageModel, next_token_loss
 
-        tokens = torch.randint(10_000, (36, 20))
-        model = LSTMLanguageModel(10_000, 650, 1, 0.5)
+        tokens = torch.randint(10_000, (36, 20)).to(device)
+        model = LSTMLanguageModel(10_000, 650, 1, 0.5).to(device)
         return model, lambda m: next_token_loss(m(tokens[:-1])[0], tokens[1:])
     layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
-    model = nn.Sequential(nn.Embedding(1000, 256), nn.TransformerEncoder(layer, 4))
-    model.append(nn.Linear(256, 1000))
-    words = torch.randint(1000, (16, 128))
+    encoder = nn.TransformerEncoder(layer, 4)
+    model = nn.Sequential(nn.Embedding(1000, 256), encoder, nn.Linear(256, 1000)).to(device)
+    words = torch.randint(1000, (16, 128)).to(device)
     return model, lambda m: nn.functional.cross_entropy(m(words).flatten(0, 1), words.flatten())
 
 

@@ -25,7 +25,7 @@ from weightcast.kernels import (
 from weightcast.passes import kept_memory
 from weightcast.plans import Plans, memory_of, planned
 from weightcast.rules import Group, adam, register_rule
-from weightcast.tensors import moving, plain, untraced, written
+from weightcast.tensors import moving, plain, plain_all, untraced, written
 
 DISTANCE = "prediction_distance"
 """Group key, there while the weights are predicted: s·γ of the forecast that was made."""
@@ -163,7 +163,13 @@ class AdamW(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         """As in torch. The weights are θ afterwards: a checkpoint never implies a forecast."""
         self.eval()
-        return super().state_dict()
+        found = super().state_dict()
+        for group in found["param_groups"]:
+            # torch has the other counts on the host; on a device it would wait for each
+            for index in () if group["capturable"] or group["fused"] else group["params"]:
+                if state := found["state"].get(index):
+                    found["state"][index] = state | {"step": state["step"].cpu()}
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch. The weights are taken for what they are: load them before or after.
@@ -355,7 +361,7 @@ class AdamW(torch.optim.AdamW):
         ahead = group.get(DISTANCE, 0.0)
         for params, kind, back in ((known, "step", ahead), (fresh, "first step", 0.0)):
             for batch in self._batches(group, params, kind):
-                batch.operands.grads = [plain(p.grad) for p in batch.params if p.grad is not None]
+                batch.operands.grads = plain_all(p.grad for p in batch.params if p.grad is not None)
                 batch.backend.step(batch.operands, self._settings(group, back=back, ahead=then))
                 batch.operands.grads = []
                 self._watch(batch)
@@ -371,7 +377,7 @@ class AdamW(torch.optim.AdamW):
         batches: list[_Batch] = planned(
             self._plans,
             key,
-            lambda: [*(memory_of(p, self.state[p]) for p in params), *map(id, kept)],
+            lambda _: [*memory_of(params, [self.state[p] for p in params]), *map(id, kept)],
             lambda: self._sorted(group, params, kind),
         )
         for batch in batches:
@@ -413,7 +419,9 @@ class AdamW(torch.optim.AdamW):
         """The state of a parameter: new, completed, or as it is."""
         state: dict[str, Any] = self.state[p]
         is_low = p.dtype in _LOW_PRECISION
-        device = p.device if p.device.type in FUSED_DEVICES else torch.device("cpu")
+        # on the device, so that nothing waits for it; the plain optimizer's where torch has it
+        is_there = group["capturable"] or group["fused"] or is_low or not self._is_torchs(group)
+        device = p.device if is_there and p.device.type in FUSED_DEVICES else torch.device("cpu")
         dtype = torch.float32 if is_low else p.dtype
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)

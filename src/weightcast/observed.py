@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from weightcast.passes import buffer_like, nonzero, plain_all
+from weightcast.passes import buffer_like, nonzero
 from weightcast.rules import OBSERVED, Group, rate
-from weightcast.tensors import moving, plain
+from weightcast.tensors import moving, plain, plain_all
+
+_NOTHING: dict[str, Any] = {}  # the state of a parameter that has none
 
 
 class Observer:
@@ -30,9 +32,9 @@ class Observer:
         """Whether a step is under way, and θ from before it is kept."""
         return bool(self._before)
 
-    def state_of(self, optimizer: Optimizer, p: Tensor) -> dict[str, Any]:
-        """The optimizer's state of a parameter, or what is kept in its place."""
-        return optimizer.state.get(p) or self.apart.get(p, {})
+    def states_of(self, optimizer: Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
+        """The optimizer's states of parameters, or what is kept in their place."""
+        return [optimizer.state.get(p) or self.apart.get(p, _NOTHING) for p in params]
 
     def begin(self) -> None:
         """A step begins; one that raised never ended."""
@@ -45,9 +47,9 @@ class Observer:
         if not params:
             return
         fresh: dict[Tensor, Tensor] = {}
-        for p in params:
+        for p, state in zip(params, self.states_of(optimizer, params), strict=True):
             if p not in held:
-                last = None if may_skip else self.state_of(optimizer, p).pop(OBSERVED, None)
+                last = None if may_skip else state.pop(OBSERVED, None)
                 fresh[p] = buffer_like(p, self._spare.pop(p, None) if last is None else last)
         if fresh:
             with moving():
@@ -57,8 +59,8 @@ class Observer:
 
     def forget(self, optimizer: Optimizer, group: Group) -> None:
         """An old displacement is not to be taken for the last one later."""
-        for p in filter(takes_part, group["params"]):
-            self.state_of(optimizer, p).pop(OBSERVED, None)
+        for state in self.states_of(optimizer, list(filter(takes_part, group["params"]))):
+            state.pop(OBSERVED, None)
 
     def compare(self, optimizer: Optimizer) -> None:
         """The step has ended: what it subtracted is the displacement."""

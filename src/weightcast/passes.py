@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -23,7 +23,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from weightcast.errors import InvalidArgumentError
 from weightcast.kernels import Operands, count_anew, operands_of, settings_of
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
-from weightcast.tensors import StateView, Tensors, plain
+from weightcast.tensors import StateView, Tensors, plain, plain_all
 
 TILE = 2**16
 """Elements of a tile, and of the small parameters that are gathered into one."""
@@ -173,11 +173,6 @@ def tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tensors = tuple(t.view(-1) for t in tensors)
     rows = max(1, TILE * len(tensors[0]) // tensors[0].numel())
     yield from zip(*(t.split(rows) for t in tensors), strict=True)
-
-
-def plain_all(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The memory behind each."""
-    return [plain(t) for t in tensors]
 
 
 def nonzero(scale: float | Tensor) -> float | Tensor:

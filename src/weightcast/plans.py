@@ -3,85 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from weightcast.kernels import fused_backend, reads_count
 from weightcast.passes import TILE, Batch, Way, columns
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
-from weightcast.tensors import host_step, plain
+from weightcast.tensors import are_real, host_step, plain, plain_all
 
 _LARGEST = {Way.GATHERED: TILE, Way.MULTI_TENSOR: 2**26}
 """Elements in a batch at most: bounds the temporary memory of a pass."""
 
 Row = tuple[Tensor, dict[str, Any]]
+States = list[dict[str, Any]]
+Memory = dict[Tensor, Tensor]
 Plans = dict[Any, tuple[Any, list[Any]]]
 """By key: what a plan was made for, and the plan."""
 
 
 def planned(
-    plans: Plans, key: Any, mark: Callable[[], Any], build: Callable[[], list[Any]]
+    plans: Plans, key: Any, mark: Callable[[list[Any]], Any], build: Callable[[], list[Any]]
 ) -> list[Any]:
     """The plan of last time if its mark is still the same, else a new one."""
-    if key not in plans or plans[key][0] != mark():
+    made_for, plan = plans.get(key, (None, []))
+    if made_for != mark(plan):
         plan = build()
-        plans[key] = mark(), plan  # building may have made what the mark tells of
-    return plans[key][1]
+        plans[key] = mark(plan), plan  # building may have made what the mark tells of
+    return plan
 
 
-def memory_of(p: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells whether a parameter and its state are where they were."""
-    if type(p) is Parameter:  # a few lines for speed: this runs for every parameter in every step
-        try:
-            return p.data_ptr(), p.stride(), *map(Tensor.data_ptr, state.values())
-        except TypeError:  # a number among the state
-            pass
-    p = plain(p)
-    values = [plain(v).data_ptr() if isinstance(v, Tensor) else v for v in state.values()]
-    return p.data_ptr(), p.stride(), *values
+def memory_of(params: list[Tensor], states: States) -> list[Any]:
+    """What tells whether parameters and their states are where they were, and as large."""
+    values = [*params, *chain.from_iterable(state.values() for state in states)]
+    pointer = Tensor.data_ptr if are_real(values) else _pointer  # every step asks for all of them
+    params = plain_all(params)
+    sizes = chain(map(Tensor.stride, params), map(Tensor.numel, params), map(len, states))
+    return [*map(pointer, values), *sizes]
+
+
+def _pointer(value: Any) -> Any:
+    """Of a tensor's memory; of what is no tensor, the value."""
+    return plain(value).data_ptr() if isinstance(value, Tensor) else value
 
 
 def batches_of(
-    plans: Plans,
-    key: Any,
-    group: Group,
-    rule: Rule,
-    states: Iterable[Row],
-    memory: dict[Tensor, Tensor],
+    plans: Plans, key: Any, group: Group, rule: Rule, states: States, memory: Memory
 ) -> list[Batch]:
-    """What moves together of the parameters whose displacement is known."""
-    rows = [(p, state) for p, state in states if state and _is_known(state, rule)]
-    return planned(
-        plans,
-        key,
-        lambda: _mark(group, rule, rows),
-        lambda: list(_sorted(group, rule, rows, memory)),
-    )
+    """What moves together of a group's parameters whose displacement is known."""
+    mark = partial(_mark, group, rule, states)
+    return planned(plans, key, mark, lambda: list(_sorted(group, rule, states, memory)))
 
 
 def _is_known(state: dict[str, Any], rule: Rule) -> bool:
     """Whether the state holds the parameter's last displacement (it does after a first step)."""
-    if rule is OBSERVED_RULE:
-        return OBSERVED in state
-    own = [value for key, value in state.items() if key != OBSERVED]
-    return bool(own) and all(value is not None for value in own)
+    is_there = [value is not None for key, value in state.items() if key != OBSERVED]
+    return OBSERVED in state if rule is OBSERVED_RULE else bool(is_there) and all(is_there)
 
 
-def _mark(group: Group, rule: Rule, rows: list[Row]) -> list[Any]:
+def _mark(group: Group, rule: Rule, states: States, plan: list[Batch]) -> list[Any]:
     """All that a plan depends on, and that a pass does not read anew."""
-    steps = [host_step(state) for _, state in rows]
-    first = next((step for step in steps if step is not None), 0)
-    mark = [id(group), rule, group.get("foreach"), group.get("amsgrad")]
-    for (p, state), step in zip(rows, steps, strict=True):
-        mark += (id(p), id(state), p.dtype, p.device, p.shape, step and step - first)
-        if rule.formula is adam:
-            mark += memory_of(p, state)
-        elif rule is not OBSERVED_RULE:
-            mark += _scalars(state)
+    params = group["params"]
+    mark = [rule, *map(id, (group, *params, *states)), group.get("foreach"), group.get("amsgrad")]
+    if rule.formula is adam:
+        mark += memory_of(params, states)
+    else:  # nobody keeps the state's addresses
+        values = [*chain.from_iterable(state.values() for state in states)]
+        mark += [*memory_of(params, []), *(OBSERVED in state for state in states)]
+        mark += [*map(type, values), *(() if are_real(values) else map(_scalars, states))]
+    if any(b.way is not Way.KERNELS or not reads_count(b.params[0], b.states[0]) for b in plan):
+        # only those of equal counts are together, as far as the host knows them
+        steps = [host_step(state) for state in states]
+        first = next((step for step in steps if step is not None), 0)
+        mark += (step and step - first for step in steps)
     return mark
 
 
@@ -90,10 +88,9 @@ def _scalars(state: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(v for k, v in state.items() if k != "step" and type(v) in (bool, int, float))
 
 
-def _sorted(
-    group: Group, rule: Rule, rows: list[Row], memory: dict[Tensor, Tensor]
-) -> Iterator[Batch]:
+def _sorted(group: Group, rule: Rule, states: States, memory: Memory) -> Iterator[Batch]:
     together: dict[Any, list[Row]] = {}
+    rows = ((p, s) for p, s in zip(group["params"], states, strict=True) if _is_known(s, rule))
     for p, state in rows:
         is_theirs = rule.formula is adam and p.dtype is torch.float32
         kernels = fused_backend(p, state, group) if is_theirs else None

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from weightcast.distance import checked_steps, decay_factor, reach
 from weightcast.errors import WeightcastError
 from weightcast.observed import Observer, takes_part
-from weightcast.passes import Batch, plain_all
+from weightcast.passes import Batch
 from weightcast.plans import Plans, batches_of
 from weightcast.reports import Reports
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
-from weightcast.tensors import moving, untraced, written
+from weightcast.tensors import moving, plain_all, untraced, written
 from weightcast.timetable import Timetable
 
 
@@ -222,10 +222,9 @@ class WeightPrediction:
     def _batches(self, optimizer: Optimizer) -> list[Batch]:
         """The parameters whose displacement is known, as they move together."""
         found: list[Batch] = []
-        for position, group in enumerate(optimizer.param_groups):
-            states = ((p, self._observer.state_of(optimizer, p)) for p in group["params"])
-            rule = self._rule_of(group)
-            found += batches_of(self._plans, position, group, rule, states, self._memory)
+        for n, group in enumerate(optimizer.param_groups):
+            states = self._observer.states_of(optimizer, group["params"])
+            found += batches_of(self._plans, n, group, self._rule_of(group), states, self._memory)
         return found
 
     def _move(self, batch: Batch) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.errors import PredictionWarning
-from weightcast.passes import Batch, plain_all
+from weightcast.passes import Batch
+from weightcast.tensors import plain_all
 
 _COARSE = (torch.bfloat16, torch.float16)
 

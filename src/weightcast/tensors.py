@@ -19,6 +19,8 @@ from torch.nn import Parameter
 # As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]
 
+_REAL = frozenset((Tensor, Parameter))  # types that wrap nothing
+
 
 class Tensors:
     """A list of tensors with element-wise arithmetic, each operation one `torch._foreach` call.
@@ -59,15 +61,28 @@ def plain(tensor: Tensor) -> Tensor:
     A DTensor gives its local shard, a complex tensor its real view: element-wise rules hold there
     unchanged, and writing to the result writes to `tensor`.
     """
-    if type(tensor) not in (Tensor, Parameter) and hasattr(tensor, "to_local"):
+    if type(tensor) not in _REAL and hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def written(tensors: Iterable[Tensor]) -> None:
+def are_real(tensors: Iterable[Any]) -> bool:
+    """Whether all are tensors that wrap no others. Fast: loops ask for every tensor."""
+    return _REAL.issuperset(map(type, tensors))
+
+
+def plain_all(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The memory behind each."""
+    tensors = list(tensors)
+    if are_real(tensors) and not any(map(Tensor.is_complex, tensors)):
+        return tensors
+    return [plain(t) for t in tensors]
+
+
+def written(tensors: list[Tensor]) -> None:
     """Tell autograd of writes to the memory behind wrappers (DTensor), which count on their own."""
-    wrappers = [t for t in tensors if type(t) not in (Tensor, Parameter)]
-    torch.autograd.graph.increment_version(wrappers)
+    if not are_real(tensors):
+        torch.autograd.graph.increment_version([t for t in tensors if type(t) not in _REAL])
 
 
 def host_step(state: Mapping[str, Any]) -> float | None:
@@ -105,7 +120,7 @@ class StateView(Mapping[str, Any]):
             counts = counts if counts.device.type == "mps" else counts.double()
             return one_or_many(list(counts.clamp(min=1).unbind()))
         if isinstance(values[0], Tensor):
-            return self._joined([plain(value) for value in values])
+            return self._joined(plain_all(values))
         return values[0]
 
     def __iter__(self) -> Iterator[str]:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from tests.discovery import DEVICE
 from weightcast_lab.errors import LabError
 from weightcast_lab.protocol import (
     BASELINE,
@@ -156,7 +157,7 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, tiny, one_thread
     assert (out / "figure3-beta2-0.9.svg").exists()
     more = weightcast(*words, "--seeds", 3)
     assert more.code == 0, more.err
-    assert "60 runs on cpu, 40 finished already" in more.err
+    assert f"60 runs on {DEVICE}, 40 finished already" in more.err
     assert "3 seeds" in more.out
     latex = weightcast("report", out, "--latex")
     assert latex.out.count(r"\begin{tabular}") == 4

@@ -181,7 +181,11 @@ def alike(p: Tensor, other: Tensor) -> bool:
     )
 
 
-def like(grad: Tensor, p: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of `p`."""
-    is_alike = grad.dtype is p.dtype and (grad.stride() == p.stride() or alike(p, grad))
-    return grad if is_alike else torch.empty_like(p).copy_(grad)
+def likened(grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients in the dtypes and layouts of their parameters."""
+    return [
+        g
+        if g.dtype is p.dtype and (g.stride() == stride or alike(p, g))
+        else torch.empty_like(p).copy_(g)
+        for g, p, stride in zip(grads, params, map(Tensor.stride, params), strict=True)
+    ]

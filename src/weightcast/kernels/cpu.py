@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, like
+from weightcast.kernels import Operands, Settings, alike, eager, likened
 from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -95,7 +95,7 @@ def restore(o: Operands) -> None:
     if o.prepared is None and all(p.dtype is torch.float32 and alike(p, s) for p, s in rows):
         o.prepared = _prepare(o)
     places = list(map(Tensor.data_ptr, o.params))
-    if o.prepared and o.prepared[0][:: len(_COLUMNS)].tolist() == places:
+    if o.prepared and o.prepared[:: len(_COLUMNS)].tolist() == places:
         _launch(o, _NOTHING, _RESTORE)
     else:
         eager.restore(o)
@@ -104,13 +104,9 @@ def restore(o: Operands) -> None:
 def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
     if o.prepared is None:
         o.prepared = _prepare(o)
-    operands, layouts = o.prepared
-    grads = []
-    if what == _STEP:
-        grads = [
-            g if g.dtype is p.dtype and g.stride() == layout else like(g, p)
-            for g, p, layout in zip(o.grads, o.params, layouts, strict=True)
-        ]
+    operands = o.prepared
+    grads = likened(o.grads, o.params) if what == _STEP else []  # alive until the end
+    if grads:
         operands[_GRAD :: len(_COLUMNS)] = array("q", map(Tensor.data_ptr, grads))
     lr = float(s.lr)
     settings = _Settings(
@@ -145,11 +141,11 @@ _COLUMNS = (
 _GRAD = _COLUMNS.index("grads")
 
 
-def _prepare(o: Operands) -> tuple[array[int], list[tuple[int, ...]]]:
-    """The table of pointers that the kernels read, row by row, and the parameters' strides."""
+def _prepare(o: Operands) -> array[int]:
+    """The table of pointers that the kernels read, row by row."""
     table = array("q", bytes(8 * len(_COLUMNS) * len(o.params)))
     for column, name in enumerate(_COLUMNS[:-1]):
         if tensors := getattr(o, name):
             table[column :: len(_COLUMNS)] = array("q", map(Tensor.data_ptr, tensors))
     table[len(_COLUMNS) - 1 :: len(_COLUMNS)] = array("q", map(Tensor.numel, o.params))
-    return table, [p.stride() for p in o.params]
+    return table

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from weightcast.kernels import FUSED_DEVICES, Operands, Settings, alike, like
+from weightcast.kernels import FUSED_DEVICES, Operands, Settings, alike, likened
 from weightcast.passes import tiles
 from weightcast.rules import adam
 from weightcast.tensors import StateView
@@ -35,7 +35,7 @@ def step(o: Operands, s: Settings) -> None:
     ):
         options["fused"] = None
     if s.found_inf is None or options["fused"] or not s.found_inf:
-        grads = list(map(like, o.grads, theta))
+        grads = likened(o.grads, theta)
         if s.grad_scale is not None:
             grads = list(torch._foreach_div(grads, s.grad_scale.to(grads[0].device)))
         adamw(

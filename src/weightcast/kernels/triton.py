@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, like
+from weightcast.kernels import Operands, Settings, alike, eager, likened
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK = tl.constexpr(1024)  # elements that one program moves
@@ -259,7 +259,7 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
     table, blocks, factors = o.prepared
     count, device, gradients = len(o.params), table.device, None
     if is_step:
-        grads = list(map(like, o.grads, o.params))  # alive until their kernel is launched
+        grads = likened(o.grads, o.params)  # alive until their kernel is launched
         gradients = _on_device(tuple(map(Tensor.data_ptr, grads)), device)
     settings = (s.lr, s.decay, s.back, s.ahead)
     found_inf = s.found_inf if is_step else None
