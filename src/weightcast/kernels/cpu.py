@@ -127,17 +127,8 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
     torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 
-_COLUMNS = (
-    "params",
-    "grads",
-    "sources",
-    "sinks",
-    "exp_avgs",
-    "exp_avg_sqs",
-    "max_exp_avg_sqs",
-    "counts",
-    "sizes",
-)
+_COLUMNS = ("params", "grads", "sources", "sinks", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs",
+            "counts", "sizes")  # fmt: skip
 _GRAD = _COLUMNS.index("grads")
 
 
