@@ -119,6 +119,7 @@ def test_importing_is_cheap() -> None:
         ("docs/results.md", "results/digits", False),
         ("docs/results.md", "results/foresight", False),
         ("docs/reproduction.md", "results/desk", False),
+        ("docs/reproduction.md", "results/paper", False),
     ],
 )
 def test_printed_numbers_come_from_committed_results(
