@@ -266,6 +266,21 @@ def test_no_steps_are_torchs_adamw_bit_for_bit(
             assert torch.equal(optimizer.state[p][key], value), key
 
 
+@modes
+def test_the_plain_step_counts_in_the_state_itself(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 1 on a GPU: torch's counts are on the host, and kernels would read copies."""
+    monkeypatch.setattr(weightcast.kernels, "_count", lambda step, *_: step.clone())
+    ours, optimizer, _ = pair(mode, steps=0)
+    theirs, reference, prediction = torchs()
+    prediction.detach()
+    train(ours, optimizer, 3)
+    train(theirs, reference, 3)
+    assert same(weights(ours), weights(theirs))
+    assert all(optimizer.state[p]["step"] == 3 for p in ours.parameters())
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import torch
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.optimizers import Method
 from weightcast_lab.own import identity, name_in
+from weightcast_lab.results import RUN_DEFAULTS
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import FORMAT, Warn, digest_of, open_folder, to_json, write_atomically
 from weightcast_lab.tasks import Task
@@ -253,20 +254,20 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _compact(result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
-    """The result with seven significant digits: small, readable, and more than anybody needs."""
+    """What reports read of a result: with seven digits, and without what most runs have not."""
 
     def shorten(value: Any) -> Any:
         return float(f"{value:.7g}") if isinstance(value, float) else value
 
     history = {name: list(map(shorten, column)) for name, column in result["history"].items()}
     history["seconds"] = [round(value, 2) for value in history["seconds"]]
+    test = {name: shorten(value) for name, value in result["test"].items()}
+    ends = {"diverged_at": result["diverged_at"], "test": test}
     return {
         "method": result["method"],
         "seed": result["seed"],
         "environment": [environments.index(e) for e in result["environments"]],
-        "diverged_at": result["diverged_at"],
         "history": history,
-        "test": {name: shorten(value) for name, value in result["test"].items()},
-        "weights": result["weights"],
         **{name: shorten(result[name]) for name in _COSTS if result.get(name) is not None},
+        **{name: value for name, value in ends.items() if value != RUN_DEFAULTS[name]},
     }

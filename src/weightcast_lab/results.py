@@ -85,6 +85,9 @@ class Summary:
         return self.rows[0]
 
 
+RUN_DEFAULTS: Run = {"diverged_at": None, "test": {}}
+"""What a run has that does not say otherwise."""
+
 _KEYS = ("title", "metric", "configuration", "methods", "seeds", "environments", "runs")
 
 
@@ -103,7 +106,9 @@ def load_results(path: Path) -> list[Results]:
                 + ("upgrade weightcast." if newer else "compute it again with this version.")
             )
         experiments = [
-            {key: found[key] for key in _KEYS} | found | {"command": content["command"]}
+            {key: found[key] for key in _KEYS}
+            | found
+            | {"command": content["command"], "runs": [RUN_DEFAULTS | r for r in found["runs"]]}
             for found in content["experiments"]
         ]
         if not experiments:

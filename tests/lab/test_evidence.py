@@ -55,7 +55,6 @@ def run(name, seed, losses, *, environment=0, diverged_at=None, cpu=10.0, memory
             "seconds": [float(n) for n in range(len(losses))],
         },
         "test": {},
-        "weights": "0",
         "memory": memory,
         "cpu_seconds": cpu,
     }

@@ -40,7 +40,6 @@ def run(method, seed, losses, *, higher=True, environment=0, diverged_at=None):
             "seconds": [float(n) for n in range(len(losses))],
         },
         "test": {},
-        "weights": "0",
     }
 
 

@@ -32,7 +32,6 @@ def run(method, seed, losses, diverged_at=None, test=None):
         "diverged_at": diverged_at,
         "history": history,
         "test": test or {},
-        "weights": "0",
     }
 
 
