@@ -419,7 +419,7 @@ COMMANDS = {
     "--out benchmarks/results/step-cost-cuda.json --page docs/benchmarks.md",
 }
 REMARKS = {
-    "cpu": "The machine did other work at low priority meanwhile: ratios hold, milliseconds vary.",
+    "cpu": "Milliseconds vary with what else runs on the machine; ratios, by a few hundredths.",
     "cuda": "Ten steps are timed together and nothing waits in between, as in a loop: what counts "
     "is the longer of the GPU's time and the host's. Where parameters are many and small that is "
     "the host's, in Python (ResNet-34's 110, and the training steps here); where they are large, "
