@@ -185,5 +185,5 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     if not files:
         pytest.skip("not a git checkout")
     for name in files:
-        # no data set, no checkpoint; the 1,095 final runs of the study take 1.1 MB
+        # no data set, no checkpoint
         assert (ROOT / name).stat().st_size < 1_000_000, name
