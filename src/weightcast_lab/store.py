@@ -28,7 +28,7 @@ FORMAT = 2
 Warn = Callable[[str], None]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that a crash, a full disk or a signal leaves the old one or the new one.
 
     Raises:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -174,5 +174,5 @@ class RunFiles:
         """Save everything that the run needs to go on; its SHA-256 goes in front."""
         buffer = io.BytesIO()
         torch.save({"configuration": self.configuration} | checkpoint, buffer)
-        payload = buffer.getvalue()
-        write_atomically(self.folder / "checkpoint", hashlib.sha256(payload).digest() + payload)
+        payload = buffer.getbuffer()  # several copies of the weights: no further ones
+        write_atomically(self.folder / "checkpoint", hashlib.sha256(payload).digest(), payload)
