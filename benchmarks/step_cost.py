@@ -412,38 +412,44 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float | int) else "–"
 
 
-COMMANDS = {
-    "cpu": "python benchmarks/step_cost.py --out benchmarks/results/step-cost.json "
-    "--page docs/benchmarks.md",
-    "cuda": "python benchmarks/step_cost.py --device cuda --threads 1 "
-    "--out benchmarks/results/step-cost-cuda.json --page docs/benchmarks.md",
-}
 REMARKS = {
     "cpu": "Milliseconds vary with what else runs on the machine; ratios, by a few hundredths.",
     "cuda": "Ten steps are timed together and nothing waits in between, as in a loop: what counts "
-    "is the longer of the GPU's time and the host's. Where parameters are many and small that is "
-    "the host's, in Python (ResNet-34's 110, and the training steps here); where they are large, "
-    "the GPU's.",
+    "is the longer of the GPU's time and the host's. The host's, in Python, is the longer where "
+    "parameters are many and small (ResNet-34's 110, and the training steps here), and on a slow "
+    "or busy host also where one tensor is all there is; the GPU's, where there are many and large "
+    "ones.",
 }
 
 
 def page(*all_found: dict[str, Any]) -> str:
-    """`docs/benchmarks.md`, from the measurements on every machine."""
+    """`docs/benchmarks.md`, from the measurements on every machine, CPUs first."""
     about = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
     lines = ["# Benchmarks", "", about]
-    for found in all_found:
+    for found in sorted(all_found, key=machine):
         lines += part(found)
     return "\n".join(lines) + "\n"
+
+
+def machine(found: dict[str, Any]) -> tuple[str, str]:
+    """Where it was measured: device and hardware."""
+    return found["environment"]["device"], found["environment"]["hardware"]
 
 
 def part(found: dict[str, Any]) -> list[str]:
     """Its section on one machine."""
     e = found["environment"]
+    is_cuda = e["device"] == "cuda"
+    file, options = "step-cost.json", ""
+    if is_cuda:
+        model = e["hardware"].removeprefix("NVIDIA ").split()[0].lower()
+        file, options = f"step-cost-{model}.json", "--device cuda --threads 1 "
     lines = [
         "",
-        f"## On a {'GPU' if e['device'] == 'cuda' else 'CPU'}",
+        f"## On {'an ' + e['hardware'] if is_cuda else 'a CPU'}",
         "",
-        f"`{COMMANDS[e['device']]}`,",
+        f"`python benchmarks/step_cost.py {options}--out benchmarks/results/{file} "
+        "--page docs/benchmarks.md`,",
         f"on {e['hardware']}, Python {e['python']}, torch {e['torch']}, float32. "
         + REMARKS[e["device"]],
         "",
@@ -458,7 +464,7 @@ def part(found: dict[str, Any]) -> list[str]:
     for threads, trainings in found["training"].items():
         for name, r in trainings.items():
             cells = (r.get("plain ms"), r.get("attached / plain"), r.get("eager / plain"))
-            digits = 1 if e["device"] == "cuda" else 0
+            digits = 1 if is_cuda else 0
             shown = [number(cells[0], digits), *(number(c, 3) for c in cells[1:])]
             lines.append(f"| {name} | {threads} | {' | '.join(shown)} |")
     lines += [
@@ -544,11 +550,9 @@ def main() -> None:
         return
     found = measure(arguments)
     if arguments.page:
-        kept = [Path(__file__).with_name("results") / f"step-cost{n}.json" for n in ("", "-cuda")]
-        others = [json.loads(k.read_bytes()) for k in kept if k.exists()]
-        others = [o for o in others if o["environment"]["device"] != arguments.device]
-        both = sorted([found, *others], key=lambda f: str(f["environment"]["device"]))
-        arguments.page.write_text(page(*both))
+        kept = Path(__file__).with_name("results").glob("step-cost*.json")
+        others = [json.loads(k.read_bytes()) for k in kept]
+        arguments.page.write_text(page(found, *(o for o in others if machine(o) != machine(found))))
 
 
 if __name__ == "__main__":
