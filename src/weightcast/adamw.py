@@ -409,8 +409,7 @@ class AdamW(torch.optim.AdamW):
             mine, states, sources, sinks = map(list, zip(*rows, strict=True))
             sources, sinks = ([t for t in ts if t is not None] for ts in (sources, sinks))
             operands = operands_of(mine, states, group, sources, sinks)
-            if backend is eager:  # it counts on, wherever the counts are; kernels read copies
-                operands.counts = [plain(state["step"]) for state in states]
+            operands.counts = [plain(state["step"]) for state in states]
             batches.append(_Batch(backend, mine, operands))
         return batches
 

@@ -123,14 +123,11 @@ def operands_of(
     sources: Sequence[Tensor] = (),
     sinks: Sequence[Tensor] = (),
 ) -> Operands:
-    """The operands of parameters of Adam or AdamW, all of one back-end, device and dtype."""
-    counts: dict[float, Tensor] = {}
-    device = params[0].device
+    """What moves of Adam or AdamW, all of one back-end, device and dtype; without step counts."""
     return Operands(
         params=[plain(p) for p in params],
         sources=list(sources),
         sinks=list(sinks),
-        counts=[_count(state["step"], device, counts) for state in states],
         **{f"{key}s": [plain(state[key]) for state in states] for key in _moments(group)},
     )
 
@@ -148,8 +145,11 @@ def reads_count(p: Tensor, state: Mapping[str, Any]) -> bool:
 
 
 def count_anew(o: Operands, states: Sequence[Mapping[str, Any]]) -> None:
-    """Bring the step counts up to date where the kernels cannot read the state's own."""
-    if not reads_count(o.params[0], states[0]):
+    """Bring the step counts up to date: the states' own, copies where kernels cannot read those."""
+    if not o.counts:
+        made: dict[float, Tensor] = {}
+        o.counts = [_count(state["step"], o.params[0].device, made) for state in states]
+    elif not reads_count(o.params[0], states[0]):
         counts = zip(o.counts, states, strict=True)
         for count, state in {id(count): (count, state) for count, state in counts}.values():
             count.fill_(state["step"])
