@@ -1,14 +1,12 @@
 """Autocast, gradient scaling, checkpointing, compilation and data parallelism."""
 
 import copy
-import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils.checkpoint import checkpoint
 
 import weightcast
@@ -22,6 +20,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from tests.processes import spawn
 
 
 class Plain(torch.nn.Sequential):
@@ -249,31 +248,25 @@ def test_an_exported_model_is_at_the_true_weights(way: str) -> None:
     assert same([p.detach() for p in export().parameters()], theta)
 
 
-def _data_parallel(rank: int, folder: str, wrap_first: bool) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
+def _data_parallel(rank: int, folder: str, *, wrap_first: bool) -> None:
     torch.manual_seed(0)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        model = Plain(torch.float64)
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.05)
-        weightcast.attach(parallel if wrap_first else model, optimizer, 2)
-        for iteration in range(4):
-            optimizer.zero_grad()
-            batch = data(model, iteration)[4 * rank : 4 * rank + 4]
-            parallel(batch).square().mean().backward()
-            optimizer.step()
-        torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    model = Plain(torch.float64)
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.05)
+    weightcast.attach(parallel if wrap_first else model, optimizer, 2)
+    for iteration in range(4):
+        optimizer.zero_grad()
+        batch = data(model, iteration)[4 * rank : 4 * rank + 4]
+        parallel(batch).square().mean().backward()
+        optimizer.step()
+    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
 
 
 @pytest.mark.parametrize("wrap_first", [True, False])
 @pytest.mark.cell("DDP", "training")
 def test_data_parallel_equals_one_process(tmp_path: Path, wrap_first: bool) -> None:
     """R25: identical state on all ranks, identical forecasts; attached outside or inside of DDP."""
-    mp.spawn(_data_parallel, (str(tmp_path), wrap_first), nprocs=2)
+    spawn(2, tmp_path, (partial(_data_parallel, wrap_first=wrap_first), str(tmp_path)))
     torch.manual_seed(0)
     model = Plain(torch.float64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)

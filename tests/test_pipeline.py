@@ -1,6 +1,5 @@
 """The pipeline on Gloo processes against one process that applies the same delays, in NumPy."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from torch import nn
 
 import weightcast
 from tests.oracles.pipeline import Layer, Stage, simulate
+from tests.processes import forkserver, gloo
 from weightcast.pipeline import AsyncPipeline
 
 WIDTHS = (3, 6, 5, 4, 2)
@@ -122,23 +122,17 @@ def run_case(case: Case, folder: Path, kill_at: int | None = None) -> dict[str, 
 
 
 def worker(rank: int, stages: int, folder: Path, cases: list[Case], kill_at: int | None) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store-{kill_at}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=stages)
-    for number, case in enumerate(cases):
-        own = folder / str(number)
-        own.mkdir(exist_ok=True)
-        torch.save(run_case(case, own, kill_at), own / f"result-{rank}")
-    dist.destroy_process_group()
+    with gloo(rank, stages, folder / f"store-{kill_at}"):
+        for number, case in enumerate(cases):
+            own = folder / str(number)
+            own.mkdir(exist_ok=True)
+            torch.save(run_case(case, own, kill_at), own / f"result-{rank}")
 
 
 def train(stages: int, folder: Path, cases: list[Case], kill_at: int | None = None) -> list[int]:
     """The exit codes of the stages."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["weightcast.pipeline", "tests.oracles.pipeline"])
     arguments = (stages, folder, cases, kill_at)
-    running = [processes.Process(target=worker, args=(r, *arguments)) for r in range(stages)]
+    running = [forkserver.Process(target=worker, args=(r, *arguments)) for r in range(stages)]
     for process in running:
         process.start()
     for process in running:
@@ -211,12 +205,10 @@ def test_killed_in_mid_run_it_goes_on_from_its_checkpoints(tmp_path, stages):
 @pytest.fixture
 def alone(tmp_path):
     """A process group of one: a pipeline without delay."""
-    init = f"file://{tmp_path}/store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group("gloo", init_method=init, rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")  # as gloo does: undone at the end
+        with gloo(0, 1, tmp_path / "store"):
+            yield
 
 
 @pytest.mark.parametrize("case", [Case(), Case(predicted=True)], ids=str)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import weightcast
@@ -24,6 +23,7 @@ from tests.frameworks.helpers import (
     trained_by_hand,
 )
 from tests.frameworks.loops import Attached, Loop, Written, difference
+from tests.processes import Body, spawn
 
 EPOCHS = 2
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)
@@ -326,27 +326,6 @@ def resumed(rank: int, folder: str) -> None:
     compare(model, trained_by_hand(EPOCHS))
     train_half(model, optimizer, rank)
     compare(model, trained_by_hand(2 * EPOCHS))
-
-
-Body = Callable[[int, str], None]
-
-
-def _run(rank: int, world: int, folder: str, bodies: list[tuple[Body, str]]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store{world}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    try:
-        for body, name in bodies:
-            body(rank, name)
-        dist.barrier()  # the last to leave would find its peers gone
-    finally:
-        dist.destroy_process_group()
-
-
-def spawn(world: int, folder: Path, *bodies: tuple[Body, str]) -> None:
-    """Processes are slow to start: several bodies share them."""
-    mp.spawn(_run, (world, str(folder), list(bodies)), nprocs=world)
 
 
 AFTER = "attach after it"

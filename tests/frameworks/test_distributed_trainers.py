@@ -19,7 +19,7 @@ from tests.frameworks.helpers import (
     problem,
     trained_by_hand,
 )
-from tests.frameworks.test_distributed import AFTER, EPOCHS, OLD, compare, spawn
+from tests.frameworks.test_distributed import AFTER, EPOCHS, OLD, compare
 from tests.frameworks.test_trainers import (
     hugging_face_trainer,
     language_model,
@@ -27,6 +27,7 @@ from tests.frameworks.test_trainers import (
     lightning_module,
     loader,
 )
+from tests.processes import spawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
