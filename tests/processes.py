@@ -1,4 +1,4 @@
-"""Several processes on this machine, which talk over Gloo."""
+"""Several processes on the CPUs of this machine, which talk over Gloo."""
 
 import multiprocessing
 import os
@@ -23,6 +23,7 @@ forkserver.set_forkserver_preload(["weightcast.pipeline", "tests.oracles.pipelin
 def gloo(rank: int, world: int, store: Path) -> Iterator[None]:
     """The process group, in one of its processes; the store is a file that is not there yet."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate would take a GPU for each process
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
