@@ -532,6 +532,30 @@ def test_hugging_face_trainer_with_its_own_optimizer(tmp_path: Path) -> None:
     assert largest_difference(model, expected) < 1e-12
 
 
+@pytest.mark.cell(
+    "Hugging Face Trainer", "weightcast.AdamW in `optimizer_cls_and_kwargs`", "attach in a callback"
+)
+@pytest.mark.parametrize("eager", [False, True])
+def test_hugging_face_trainer_makes_our_optimizer(tmp_path: Path, eager: bool) -> None:
+    """R23, R32: from the class and its arguments, with the Trainer's own groups for decay."""
+    transformers = pytest.importorskip("transformers")
+
+    class Forecast(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+            weightcast.attach(model, optimizer)
+
+    model = language_model()
+    options = {"own_optimizer": True, "lr_scheduler_type": "constant"}
+    trainer = hugging_face_trainer(model, tmp_path, EPOCHS, **options)
+    chosen = {"lr": 1e-2, "steps": STEPS, "eager": eager}
+    trainer.optimizer_cls_and_kwargs = weightcast.AdamW, chosen
+    trainer.add_callback(Forecast)
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, weightcast.AdamW)
+    expected = language_model_by_hand(EPOCHS, gamma=1.0, weight_decay=0.0)
+    assert largest_difference(model, expected) < 1e-12
+
+
 @pytest.mark.cell("Hugging Face Trainer", "save and resume_from_checkpoint")
 def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
     """R16, R23: what save_strategy wrote is θ, and training goes on from it."""
