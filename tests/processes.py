@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ forkserver.set_forkserver_preload(["weightcast.pipeline", "tests.oracles.pipelin
 @contextmanager
 def gloo(rank: int, world: int, store: Path) -> Iterator[None]:
     """The process group, in one of its processes; the store is a file that is not there yet."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate would take a GPU for each process
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
