@@ -5,6 +5,8 @@
 """
 
 import json
+import os
+import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PACKAGES = ["torch", "lightning", "transformers", "accelerate", "peft", "trl", "timm", "deepspeed",
             "bitsandbytes", "pytorch_optimizer", "schedulefree", "safetensors"]  # fmt: skip

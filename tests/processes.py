@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,6 @@ forkserver.set_forkserver_preload(["weightcast.pipeline", "tests.oracles.pipelin
 @contextmanager
 def gloo(rank: int, world: int, store: Path) -> Iterator[None]:
     """The process group, in one of its processes; the store is a file that is not there yet."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate would take a GPU for each process
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
@@ -35,6 +32,7 @@ def gloo(rank: int, world: int, store: Path) -> Iterator[None]:
 
 
 def _run(rank: int, world: int, folder: Path, bodies: list[tuple[Body, str]]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate would take a GPU for each process
     with gloo(rank, world, folder / f"store{world}"):
         for body, name in bodies:
             body(rank, name)

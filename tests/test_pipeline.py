@@ -205,10 +205,8 @@ def test_killed_in_mid_run_it_goes_on_from_its_checkpoints(tmp_path, stages):
 @pytest.fixture
 def alone(tmp_path):
     """A process group of one: a pipeline without delay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")  # as gloo does: undone at the end
-        with gloo(0, 1, tmp_path / "store"):
-            yield
+    with gloo(0, 1, tmp_path / "store"):
+        yield
 
 
 @pytest.mark.parametrize("case", [Case(), Case(predicted=True)], ids=str)
@@ -255,7 +253,7 @@ def test_the_example_in_the_documentation_runs(tmp_path):
     done = subprocess.run(
         [*command, "--nproc-per-node", "2", "late.py"],
         cwd=tmp_path,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
