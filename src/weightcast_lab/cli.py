@@ -278,16 +278,17 @@ def compare(
     options = parse_options(task, option)
     the_task = make_task(task, source, **options)
     preset = the_task.preset
+    epochs = epochs or preset.epochs
     settings = Settings(
         task=task,
         source=source,
         learning_rate=preset.learning_rate if rate is None else rate,
         batch_size=batch_size or preset.batch_size,
-        epochs=epochs or preset.epochs,
+        epochs=epochs,
         device=chosen_device,
         options=tuple(sorted(options.items())),
         hyperparameters=Hyperparameters(parse_betas(betas), weight_decay=weight_decay),
-        milestones=parse_milestones(milestones),
+        milestones=parse_milestones(milestones, epochs),
         clip_norm=preset.clip_norm,
         precision=precision,
         compiled=compiled,

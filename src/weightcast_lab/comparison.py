@@ -63,15 +63,17 @@ def parse_numbers(text: str, option: str) -> list[float]:
         ) from None
 
 
-def parse_milestones(text: str) -> tuple[int, ...]:
+def parse_milestones(text: str, epochs: int) -> tuple[int, ...]:
     """The epochs in `8,10`; none in an empty text.
 
     Raises:
-        LabError: something else is there.
+        LabError: something else is there, or an epoch after which none is left.
     """
     numbers = parse_numbers(text, "--milestones") if text else []
     if any(number < 1 or number % 1 for number in numbers):
         raise LabError(f"--milestones {text!r} must be whole numbers of epochs, like 8,10.")
+    if any(number >= epochs for number in numbers):
+        raise LabError(f"--milestones {text!r} would do nothing: there are {epochs} epochs.")
     return tuple(map(int, numbers))
 
 

@@ -38,7 +38,9 @@ def examine(folder: Path | None = None) -> Iterator[Finding]:
     python = platform.python_version()
     yield Finding("weightcast", True, f"{installed_version('weightcast')}, on Python {python}")
     yield Finding("torch", True, str(torch.__version__))
-    yield Finding("CPU", True, f"{hardware('cpu')}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    count = f"{threads} thread{'s' * (threads > 1)}"
+    yield Finding("CPU", True, f"{hardware('cpu')}, {count}")
     yield _kernels("cpu", "Step and forecast on the CPU", "in C, " + _origin())
     yield from _gpu()
     for package, purpose in OPTIONAL.items():

@@ -16,7 +16,7 @@ from weightcast_lab.errors import LabError, unknown_name
 
 def is_own(reference: str) -> bool:
     """Whether it is the user's own, or a name that the laboratory knows."""
-    return ":" in reference
+    return ":" in reference or reference.endswith(".py")
 
 
 def name_in(reference: str) -> str:
@@ -36,7 +36,9 @@ def load(reference: str, kind: str) -> Callable[..., Any]:
     Raises:
         LabError: there is no such file or no such name in it, or the file cannot be run.
     """
-    path, _, name = reference.rpartition(":")
+    path, colon, name = reference.rpartition(":")
+    if not colon:
+        raise LabError(f"{reference} is a file: say which {kind} in it, as path/to/file.py:name.")
     module = _module(Path(path))
     found: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(found):
@@ -45,7 +47,9 @@ def load(reference: str, kind: str) -> Callable[..., Any]:
             for name, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
-        raise unknown_name(f"{kind} in {path}", name, own)
+        if not own:
+            raise LabError(f"{path} defines no class and no function: {kind} {name!r} must be one.")
+        raise unknown_name(kind, name, own, place=f" in {path}")
     return found
 
 

@@ -107,6 +107,7 @@ def test_names_of_the_laboratory_stay_as_they_are():
         (None, "Mine", "does not exist"),
         ("class Mine: pass", "Mine", "makes no Task"),
         ("class Mine: pass", "Nine", "did you mean 'Mine'"),
+        ("Mine = None", "Mine", "defines no class and no function"),
         ("import nothing_like_it", "Mine", "cannot be loaded: ModuleNotFoundError"),
         (
             "from weightcast_lab.tasks import Task\nclass Mine(Task):\n"
