@@ -278,9 +278,10 @@ def brief(experiments: Sequence[Results]) -> str:
     names = "; ".join(e["workload"] for e in experiments if not e["variant_of"])
     notes = [
         _BRIEF_DESIGN.format(names, seeds),
-        "Change of the final validation loss: mean over the tasks with its 95% interval; bold, and "
-        "better or worse on a task, where it holds at 5% after Holm's correction. Steps to AdamW's "
-        "final loss, as a share of AdamW's: the median task, and from the best task to the worst.",
+        "Change of the final validation loss: mean over the tasks with its 95% interval, and p "
+        "after Holm's correction; bold, and better or worse on a task, where that is below 0.05. "
+        "Steps to AdamW's final loss, as a share of AdamW's: the median task, and from the best "
+        "task to the worst. Cost of a step: CPU seconds, in AdamW's, on the median task.",
         computed_on(experiments),
         *_about_edges(experiments),
     ]
