@@ -10,12 +10,14 @@ RESULTS, PAGE = ROOT / "results" / "compatibility.json", ROOT / "docs" / "compat
 def page(results: dict) -> str:
     """One table per framework; what is refused comes with its sentence."""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    cells = [cell for features in results["cells"].values() for cell in features.values()]
+    where = "on CPUs, " if any(cell["outcome"] == "skipped" for cell in cells) else ""
     lines = [
         "# Compatibility",
         "",
         "Every line is a test, or several: `pytest -m cell` runs them. They train with weight",
         "prediction and compare the final weights with Algorithm 1 written out by hand, and",
-        f"evaluation and checkpoints with the true weights. Measured with {versions}.",
+        f"evaluation and checkpoints with the true weights. Measured {where}with {versions}.",
         "",
     ]
     for framework, features in results["cells"].items():
