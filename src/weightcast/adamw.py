@@ -37,7 +37,7 @@ _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class AdamW(torch.optim.AdamW):
-    r"""AdamW that forecasts the weights: `torch.optim.AdamW`, and free or nearly free prediction.
+    r"""`torch.optim.AdamW` that forecasts the weights in its own pass over memory.
 
     $$\theta_t = (1 - \gamma\lambda)\,\theta_{t-1} - \Delta_t,\qquad
       \Delta_t = \gamma\,\hat m_t / (\sqrt{\hat v_t} + \epsilon),\qquad
@@ -48,10 +48,10 @@ class AdamW(torch.optim.AdamW):
     torch's; state and checkpoints too: each loads the other's.
 
     Lazy (the default): after `step()` the weights are θ, and the next training forward moves them.
-    Eager: `step()` itself ends at θ̂, so that the forecast costs nothing and needs no copy; the
-    weights are θ wherever `attach` puts them back (evaluating, saving), or after `eval()`. An
-    average of the weights taken right after `step()` then sees θ̂: be lazy, or call `eval()` first.
-    `state_dict()` too puts θ back, so that model and optimizer are saved at θ together.
+    Eager: `step()` itself ends at θ̂, in the same pass and without a copy; the weights are θ
+    wherever `attach` puts them back (evaluating, saving), or after `eval()`. An average of the
+    weights taken right after `step()` then sees θ̂: be lazy, or call `eval()` first. `state_dict()`
+    too puts θ back, so that model and optimizer are saved at θ together.
 
     bfloat16 and float16 parameters are rounded copies of float32 weights kept in the state as
     `"master"`, beside float32 moments: neither small updates nor small forecasts are lost.
@@ -78,8 +78,9 @@ class AdamW(torch.optim.AdamW):
             of the weights, or `"recompute"`, θ = θ̂ + s·Δ, exact up to the last bit.
 
     Raises:
-        InvalidArgumentError: an argument has an impossible value.
+        InvalidArgumentError: an argument of its own has an impossible value.
         InvalidTypeError: `steps` is not a number.
+        ValueError: as in torch.
 
     Examples:
         >>> import torch, weightcast
