@@ -416,9 +416,9 @@ REMARKS = {
     "cpu": "Milliseconds vary with what else runs on the machine; ratios, by a few hundredths.",
     "cuda": "Ten steps are timed together and nothing waits in between, as in a loop: what counts "
     "is the longer of the GPU's time and the host's. The host's, in Python, is the longer where "
-    "parameters are many and small (ResNet-34's 110, and the training steps here), and on a slow "
-    "or busy host also where one tensor is all there is; the GPU's, where there are many and large "
-    "ones.",
+    "parameters are many and small (ResNet-34's 110, and the training steps here), and on a busy "
+    "host, as the H100's was, also where one tensor is all there is (its noise makes a forecast "
+    "look faster than none); the GPU's, where there are many and large ones.",
 }
 
 
