@@ -156,8 +156,9 @@ class WeightPrediction:
         self._rule = rule
         self._model, self._optimizer = weakref.ref(model), weakref.ref(optimizer)
         self._timetable = Timetable(self, model, optimizer)
-        for held in (self._plans, self._memory, self._observer):
-            weakref.finalize(optimizer, held.clear).atexit = False
+        # held weakly: a rule may hold the optimizer
+        end = weakref.WeakMethod(self.detach)
+        weakref.finalize(optimizer, lambda: (end() or _nobody)()).atexit = False
 
     def _attached(self) -> Optimizer:
         if (optimizer := self._optimizer()) is None:
