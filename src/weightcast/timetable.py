@@ -65,12 +65,14 @@ class Timetable:
             # first of all: the others see θ, and what they write there stays
             optimizer._optimizer_step_pre_hooks.move_to_end(before.id, last=False)  # type: ignore[attr-defined]
             self._handles += [before, optimizer.register_step_post_hook(self._after_step)]
-        for module in model.modules():  # a part may be saved, loaded or copied on its own
+        # a part may be saved, loaded or copied on its own; a scripted one takes no hooks
+        modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        for module in modules:
             self._handles += [
                 module.register_state_dict_pre_hook(self._before_access),
                 module.register_load_state_dict_pre_hook(self._before_access),
             ]
-        for thing in (*model.modules(), optimizer):
+        for thing in (*modules, optimizer):
             for way in _COPYING:
                 vars(thing)[way] = functools.partial(_plainly, weakref.ref(thing), way)
 
@@ -90,14 +92,13 @@ class Timetable:
                 raise WeightcastError(_TRACED)
         elif model is None or prediction._optimizer() is None:
             prediction.detach()
-        else:
-            if not model.training:
-                self._evaluations.append(prediction._pause())
-            elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
-                prediction.predict()
-            elif not prediction._is_awaited:
-                prediction.restore()
-            self._gather_anew()
+        elif not model.training:
+            self._evaluations.append(prediction._pause())
+        elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
+            prediction.predict()
+        elif not prediction._is_awaited:
+            prediction.restore()
+        self._gather_anew()
 
     @untraced
     def _after_forward(self, *_: Any) -> None:
@@ -176,7 +177,7 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
     for part in parts:
         if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
             parts += part.children()
-        else:
+        elif not isinstance(part, torch.jit.ScriptModule):
             yield part
 
 
