@@ -187,7 +187,7 @@ def test_options_may_change_while_predicted(mode: str, change: dict) -> None:
     assert_close(*runs)
 
 
-@pytest.mark.parametrize("way", ["elsewhere", "channels last"])
+@pytest.mark.parametrize("way", ["elsewhere", "channels last", "and back"])
 @pytest.mark.parametrize("mode", [*MODES, "torch's"])
 def test_weights_may_be_moved_while_predicted(mode: str, way: str) -> None:
     """`model.to(memory_format=...)`, `share_memory()`, `p.data = ...` between forward and step."""
@@ -202,7 +202,9 @@ def test_weights_may_be_moved_while_predicted(mode: str, way: str) -> None:
         weightcast.attach(model, optimizer)
         for number in range(6):
             optimizer.zero_grad()
-            model(torch.ones(2, 3, 5, 5)).square().mean().backward()
+            model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+            if number == 5 and is_moved and way == "and back":
+                model.to(memory_format=torch.contiguous_format)
             if number == 3 and is_moved:
                 if way == "elsewhere":
                     model.weight.data = model.weight.data.clone()

@@ -20,6 +20,7 @@ from weightcast.kernels import (
     Settings,
     backend_for,
     eager,
+    likened,
     operands_of,
 )
 from weightcast.passes import kept_memory
@@ -398,7 +399,8 @@ class AdamW(torch.optim.AdamW):
                 sink = source if is_step else None
             elif DISTANCE not in group:
                 sink = plain(kept_memory(p, self._kept)) if keeps else None
-            elif p in self._kept:
+            elif p in self._kept:  # the weight may be laid out anew since
+                self._kept[p] = likened([self._kept[p]], [p])[0]
                 source = plain(self._kept[p])
             is_torchs = self._is_torchs(group) and p.dtype not in _LOW_PRECISION
             backend = eager if is_torchs else backend_for(p, state, group)
