@@ -170,7 +170,24 @@ def test_betas_may_be_scheduled(mode: str, dtype: torch.dtype) -> None:
     assert_close(weights(ours), weights(theirs), dtype)
 
 
-@pytest.mark.parametrize("way", ["elsewhere", "channels last"])
+@modes
+@pytest.mark.parametrize("change", [{"eps": 1e-2}, {"amsgrad": False}], ids=str)
+def test_options_may_change_while_predicted(mode: str, change: dict) -> None:
+    """What moved ahead by another ε, or by the largest square, comes back along the same way."""
+    runs = []
+    for model, optimizer, _ in (pair(mode, amsgrad=True), torchs(amsgrad=True)):
+        for scale in (10, 10, 0.1, 0.1):  # so that the largest square is not the present one
+            optimizer.zero_grad()
+            (model(data(model)).square().mean() * scale).backward()
+            if scale < 1:
+                optimizer.param_groups[0].update(change)
+            optimizer.step()
+        optimizer.state_dict()
+        runs.append(weights(model))
+    assert_close(*runs)
+
+
+@pytest.mark.parametrize("way", ["elsewhere", "channels last", "and back"])
 @pytest.mark.parametrize("mode", [*MODES, "torch's"])
 def test_weights_may_be_moved_while_predicted(mode: str, way: str) -> None:
     """`model.to(memory_format=...)`, `share_memory()`, `p.data = ...` between forward and step."""
@@ -185,7 +202,9 @@ def test_weights_may_be_moved_while_predicted(mode: str, way: str) -> None:
         weightcast.attach(model, optimizer)
         for number in range(6):
             optimizer.zero_grad()
-            model(torch.ones(2, 3, 5, 5)).square().mean().backward()
+            model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+            if number == 5 and is_moved and way == "and back":
+                model.to(memory_format=torch.contiguous_format)
             if number == 3 and is_moved:
                 if way == "elsewhere":
                     model.weight.data = model.weight.data.clone()

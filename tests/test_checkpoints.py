@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import weightcast
@@ -84,7 +86,7 @@ def test_a_part_of_the_model_is_saved_and_copied_truly() -> None:
         assert prediction.is_predicted
         twin = part()
         assert same(weights(twin), theta)
-        assert "__getstate__" not in vars(twin)
+        assert vars(twin).keys() == vars(torch.nn.Linear(3, 4)).keys()
         assert not twin._state_dict_pre_hooks
 
 
@@ -127,6 +129,51 @@ def test_a_class_with_getstate_of_its_own_keeps_it() -> None:
     assert twin.seen == ["forgotten"]
     assert not twin._forward_pre_hooks
     optimizer.zero_grad()
+
+
+def test_a_class_with_a_way_of_its_own_to_be_copied_keeps_it() -> None:
+    """Parametrized modules and graphs copy and pickle what they are made of themselves."""
+    linear = torch.nn.Linear(3, 4, dtype=torch.float64)
+    for model in (weight_norm(copy.deepcopy(linear)), torch.fx.symbolic_trace(Recorder().first)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        weightcast.attach(model, optimizer)
+        train(model, optimizer)
+        theta = weights(model)
+        model(data(model))
+        assert not same(weights(model), theta)
+        twin = copy.deepcopy(model)
+        assert same(weights(twin), theta)
+        assert not twin._forward_pre_hooks
+        assert "__reduce_ex__" not in vars(twin)
+        model(data(model))
+        if isinstance(model, torch.fx.GraphModule):  # torch pickles the other by state dict alone
+            assert same(weights(pickle.loads(pickle.dumps(model))), theta)
+
+
+def test_a_copy_of_a_part_that_was_parametrized_is_its_own() -> None:
+    """Not the original's, which it was copied with."""
+    model = Recorder()
+    weight_norm(model.first)
+    weightcast.attach(model, torch.optim.AdamW(model.parameters()))
+    twin = copy.deepcopy(model)
+    torch.nn.init.zeros_(twin.first.bias)
+    remove_parametrizations(twin.first, "weight")
+    assert not copy.deepcopy(twin).first.bias.any()
+
+
+def test_what_a_module_names_hooks_is_its_own() -> None:
+    """Handles in a list, as probes of activations keep them, are no table of torch's."""
+
+    class Probed(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.forward_hooks: list = []
+
+    model = Probed()
+    prediction = weightcast.attach(model, torch.optim.AdamW(model.parameters()))
+    assert copy.deepcopy(model).forward_hooks == []
+    prediction.detach()
+    assert vars(model).keys() == vars(Probed()).keys()
 
 
 def test_a_copied_handle_is_detached() -> None:

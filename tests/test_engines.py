@@ -248,6 +248,29 @@ def test_an_exported_model_is_at_the_true_weights(way: str) -> None:
     assert same([p.detach() for p in export().parameters()], theta)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_trained_and_saved_with_the_model() -> None:
+    """It takes no hooks; so a whole that is scripted is refused, before anything is hooked."""
+    plain = Plain(torch.float64)
+    model = copy.deepcopy(plain)
+    model[0] = torch.jit.script(model[0])
+    for network in (plain, model):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
+        prediction = weightcast.attach(network, optimizer, 2)
+        train(network, optimizer)
+    assert same(weights(model), weights(plain))
+    theta = weights(model)
+    for read in (copy.deepcopy, lambda model: model.load_state_dict(model.state_dict()) and model):
+        model(data(model))
+        assert not same(weights(model), theta)
+        assert same(weights(read(model)), theta)
+    prediction.detach()
+    with pytest.raises(TypeError, match=r"an unscripted Module, got RecursiveScriptModule"):
+        weightcast.attach(torch.jit.script(model), optimizer)
+    assert not optimizer._optimizer_state_dict_pre_hooks
+
+
 def _data_parallel(rank: int, folder: str, *, wrap_first: bool) -> None:
     torch.manual_seed(0)
     model = Plain(torch.float64)

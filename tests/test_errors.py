@@ -71,7 +71,7 @@ def test_decaying_needs_a_momentum() -> None:
 
 def test_what_is_no_model_or_optimizer_is_refused() -> None:
     model, optimizer = pair()
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got AdamW"):
+    with pytest.raises(TypeError, match=r"model must be an unscripted Module, got AdamW"):
         weightcast.attach(optimizer, model)
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got list"):
         weightcast.attach(model, [optimizer])

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import weightcast
-from tests.helpers import ANALYTIC_AND_OBSERVED, Recorder, attached, data, kind_id, train
+from tests.helpers import (
+    ANALYTIC_AND_OBSERVED,
+    Recorder,
+    attached,
+    data,
+    kind_id,
+    same,
+    train,
+    weights,
+)
 
 KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
 
@@ -43,6 +52,37 @@ def test_the_optimizer_does_not_keep_the_model_nor_the_model_the_optimizer() -> 
     assert reference() is None
     kept.step()
     model(data(model))
+
+
+@KINDS
+def test_an_optimizer_lost_at_the_forecast_leaves_the_true_weights(kind: dict) -> None:
+    """A part that goes on in another network must not get its old weights back later."""
+    model, optimizer, prediction = attached(**kind)
+    part, theta = model.first, weights(model.first)
+    model(data(model))
+    assert not same(weights(part), theta)
+    del optimizer
+    assert same(weights(part), theta)
+    assert not prediction.is_predicted
+    del model
+    torch.nn.init.zeros_(part.weight)
+    assert not part.state_dict()["weight"].any()
+
+
+def test_a_rule_may_hold_the_optimizer() -> None:
+    """Both are freed all the same, by the garbage collector."""
+    model = Recorder()
+    optimizer = torch.optim.AdamW(model.parameters())
+    reference = weakref.ref(optimizer)
+
+    def rule(state: dict, group: dict, own: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+        return own.defaults["lr"] * state["exp_avg"]
+
+    weightcast.attach(model, optimizer, rule=rule)
+    train(model, optimizer)
+    del model, optimizer, rule
+    gc.collect()
+    assert reference() is None
 
 
 @KINDS

@@ -342,6 +342,23 @@ def test_a_closure_that_raises_leaves_the_true_weights(kind: dict) -> None:
     assert not same(model.seen[-1], theta)
 
 
+@KINDS
+def test_a_closure_that_detaches_steps_plainly(kind: dict) -> None:
+    """Trainers run the user's training step, which may turn prediction off, within a closure."""
+    model, optimizer, prediction = attached(**kind)
+    plain, bare = copy.deepcopy((model, optimizer))
+
+    def closure() -> torch.Tensor:
+        prediction.detach()
+        optimizer.zero_grad()
+        return backward(model)
+
+    optimizer.step(closure)
+    train(plain, bare, 1)
+    assert same(weights(model), weights(plain))
+    assert not any("prediction_displacement" in state for state in optimizer.state.values())
+
+
 def test_a_closure_called_twice_in_one_step() -> None:
     """As sharpness-aware optimizers do: each call runs at a forecast, Δ is the whole step."""
 
@@ -546,7 +563,7 @@ def test_two_optimizers_on_one_model() -> None:
     assert same(weights(model)[2:], theta[2:])
     assert same(weights(copy.deepcopy(model)), theta)
     two.detach()
-    assert "__getstate__" not in vars(model)
+    assert vars(model).keys() == vars(Recorder()).keys()
     assert same(weights(model), theta)
 
 

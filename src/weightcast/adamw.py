@@ -20,6 +20,7 @@ from weightcast.kernels import (
     Settings,
     backend_for,
     eager,
+    likened,
     operands_of,
 )
 from weightcast.passes import kept_memory
@@ -30,8 +31,8 @@ from weightcast.tensors import moving, plain, plain_all, untraced, written
 DISTANCE = "prediction_distance"
 """Group key, there while the weights are predicted: s·γ of the forecast that was made."""
 
-BETAS = "prediction_betas"
-"""Group key beside it: the betas of that forecast."""
+FORMULA = "prediction_formula"
+"""Group key beside it: what else that forecast depends on, as the group had it."""
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -265,14 +266,14 @@ class AdamW(torch.optim.AdamW):
                 self._arrive(group, then)
 
     def _undo_other(self, group: Group) -> None:
-        """A forecast with other betas than the present (they may be scheduled) goes back first."""
-        betas = group["betas"]
-        if group.get(BETAS, betas) != betas:
-            group["betas"] = group[BETAS]
+        """A forecast by another formula than the present (betas are scheduled) goes back first."""
+        present = _formula(group)
+        if group.get(FORMULA, present) != present:
+            group.update(group[FORMULA])
             try:
                 self._move(group, 0.0)
             finally:
-                group["betas"] = betas
+                group.update(present)
 
     def _leave(self, group: Group, params: list[Tensor]) -> None:
         """Without a state there is no forecast; θ is where it was if that went while predicted."""
@@ -287,10 +288,10 @@ class AdamW(torch.optim.AdamW):
         if isinstance(now, Tensor) and isinstance(distance, Tensor):
             now.copy_(distance)  # the very memory that a captured graph reads
         elif isinstance(distance, Tensor) or distance != 0:
-            group[DISTANCE], group[BETAS] = distance, group["betas"]
+            group[DISTANCE], group[FORMULA] = distance, _formula(group)
         else:
             group.pop(DISTANCE, None)
-            group.pop(BETAS, None)
+            group.pop(FORMULA, None)
 
     def _watch(self, batch: _Batch) -> None:
         """Remember what low-precision weights look like, to notice if others write to them."""
@@ -399,7 +400,8 @@ class AdamW(torch.optim.AdamW):
                 sink = source if is_step else None
             elif DISTANCE not in group:
                 sink = plain(kept_memory(p, self._kept)) if keeps else None
-            elif p in self._kept:
+            elif p in self._kept:  # the weight may be laid out anew since
+                self._kept[p] = likened([self._kept[p]], [p])[0]
                 source = plain(self._kept[p])
             is_torchs = self._is_torchs(group) and p.dtype not in _LOW_PRECISION
             backend = eager if is_torchs else backend_for(p, state, group)
@@ -483,6 +485,10 @@ class _Batch:
     backend: Any
     params: list[Tensor]
     operands: Operands
+
+
+def _formula(group: Group) -> Group:
+    return {name: group[name] for name in ("betas", "eps", "amsgrad")}
 
 
 def _is_same(one: float | Tensor, other: float | Tensor) -> bool:

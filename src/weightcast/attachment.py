@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-from torch import nn
+from torch import jit, nn
 from torch.optim import Optimizer
 
 from weightcast.adamw import AdamW
@@ -73,8 +73,8 @@ def attach(
         >>> prediction
         WeightPrediction(AdamW, steps=3, at the true weights)
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(model, nn.Module) or isinstance(model, jit.ScriptModule):
+        raise InvalidTypeError(f"model must be an unscripted Module, got {type(model).__name__}.")
     if not isinstance(optimizer, Optimizer):
         raise InvalidTypeError(_WRONG.format(type(optimizer).__name__))
     inner, hooks = getattr(optimizer, "optimizer", optimizer), "_optimizer_step_pre_hooks"

@@ -156,8 +156,9 @@ class WeightPrediction:
         self._rule = rule
         self._model, self._optimizer = weakref.ref(model), weakref.ref(optimizer)
         self._timetable = Timetable(self, model, optimizer)
-        for held in (self._plans, self._memory, self._observer):
-            weakref.finalize(optimizer, held.clear).atexit = False
+        # held weakly: a rule may hold the optimizer
+        end = weakref.WeakMethod(self.detach)
+        weakref.finalize(optimizer, lambda: (end() or _nobody)()).atexit = False
 
     def _attached(self) -> Optimizer:
         if (optimizer := self._optimizer()) is None:
@@ -166,9 +167,10 @@ class WeightPrediction:
 
     def _restore_for_update(self) -> None:
         """Put θ back, and keep it once more where the update is to be observed."""
-        optimizer = self._attached()
+        optimizer = self._optimizer()
         held = self._restore(for_update=not hasattr(optimizer, "found_inf"))
-        if self._observer.is_watching:  # a closure may run several times within a step
+        # a closure may run several times within a step, and may detach
+        if optimizer is None or self._observer.is_watching:
             return
         for group in (g for g in optimizer.param_groups if self._rule_of(g) is OBSERVED_RULE):
             if self._reach(group):

@@ -15,8 +15,10 @@ gradients invalidates a graph that waits for its backward.
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -63,21 +65,24 @@ class Timetable:
             # first of all: the others see θ, and what they write there stays
             optimizer._optimizer_step_pre_hooks.move_to_end(before.id, last=False)  # type: ignore[attr-defined]
             self._handles += [before, optimizer.register_step_post_hook(self._after_step)]
-        for module in model.modules():  # a part may be saved, loaded or copied on its own
+        # a part may be saved, loaded or copied on its own; a scripted one takes no hooks
+        modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        for module in modules:
             self._handles += [
                 module.register_state_dict_pre_hook(self._before_access),
                 module.register_load_state_dict_pre_hook(self._before_access),
             ]
-        for thing in (*model.modules(), optimizer):
-            vars(thing)["__getstate__"] = functools.partial(_plain_state, weakref.ref(thing))
+        for thing in (*modules, optimizer):
+            for way in _COPYING:
+                vars(thing)[way] = functools.partial(_plainly, weakref.ref(thing), way)
 
     def end(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
         """Leave no trace."""
         for handle in self._handles:
             handle.remove()
         for thing in (*(model.modules() if model is not None else ()), optimizer):
-            if thing is not None and not _owners(thing):
-                vars(thing).pop("__getstate__", None)
+            for way in _COPYING if thing is not None and not _owners(thing) else ():
+                vars(thing).pop(way, None)
 
     @untraced
     def _before_forward(self, module: nn.Module, args: Any) -> None:
@@ -87,14 +92,13 @@ class Timetable:
                 raise WeightcastError(_TRACED)
         elif model is None or prediction._optimizer() is None:
             prediction.detach()
-        else:
-            if not model.training:
-                self._evaluations.append(prediction._pause())
-            elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
-                prediction.predict()
-            elif not prediction._is_awaited:
-                prediction.restore()
-            self._gather_anew()
+        elif not model.training:
+            self._evaluations.append(prediction._pause())
+        elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
+            prediction.predict()
+        elif not prediction._is_awaited:
+            prediction.restore()
+        self._gather_anew()
 
     @untraced
     def _after_forward(self, *_: Any) -> None:
@@ -161,9 +165,7 @@ class Timetable:
             self.prediction._observer.compare(optimizer)
 
 
-_TRACED = (
-    "the model is being exported while its weights are predicted: call prediction.restore() first."
-)
+_TRACED = "the model is exported while its weights are predicted: call prediction.restore() first."
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
@@ -171,41 +173,41 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
     Lightning calls `training_step`, which calls what the LightningModule is made of.
     """
-    if hasattr(model, "training_step"):
-        parts = list(model.children())
-        for part in parts:
-            if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
-                parts += part.children()
-            else:
-                yield part
+    parts = list(model.children()) if hasattr(model, "training_step") else []
+    for part in parts:
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
+            parts += part.children()
+        elif not isinstance(part, torch.jit.ScriptModule):
+            yield part
 
 
-def _owners(thing: Any) -> list[WeightPrediction]:
-    """The predictions whose timetables hooked a module or an optimizer."""
-    tables = [table for name, table in vars(thing).items() if name.endswith("_hooks")]
-    return [owner for table in tables for hook in table.values() if (owner := _owner(hook))]
+def _owners(thing: Any) -> dict[int, WeightPrediction]:
+    """The predictions whose timetables hooked a module or an optimizer, by the hooks' numbers."""
+    tables = [v for k, v in vars(thing).items() if "_hooks" in k and isinstance(v, OrderedDict)]
+    hooks = [(n, getattr(hook, "hook", hook)) for table in tables for n, hook in table.items()]
+    owners = {n: getattr(hook, "__self__", None) for n, hook in hooks if callable(hook)}
+    return {n: owner.prediction for n, owner in owners.items() if isinstance(owner, Timetable)}
 
 
-def _owner(hook: Any) -> WeightPrediction | None:
-    owner = getattr(getattr(hook, "hook", hook), "__self__", None)
-    return owner.prediction if isinstance(owner, Timetable) else None
+_COPYING = ("__deepcopy__", "__reduce_ex__")
+"""What copying and pickling ask an instance for, before they touch any weight."""
 
 
-def _plain_state(reference: Callable[[], Any]) -> Any:
-    """`__getstate__` of an attached module or optimizer: a copy is at θ, and unattached.
+def _plainly(reference: Callable[[], Any], way: str, how: Any) -> Any:
+    """Copy or pickle an attached module or optimizer: at θ, and as if it were not attached.
 
-    Both copying and pickling ask the instance for it, before they touch any weight.
+    Its class may have a way of its own to do either, as those of parametrized modules have.
     """
     thing = reference()
-    for prediction in _owners(thing):
+    attached, owners = vars(thing), _owners(thing)
+    for prediction in owners.values():
         prediction.restore()
-    state = thing.__class__.__getstate__(thing)
-    if isinstance(state, dict):
-        state = {name: value for name, value in state.items() if name != "__getstate__"}
-        for name, table in state.items():
-            if name.endswith("_hooks"):
-                state[name] = type(table)((i, h) for i, h in table.items() if not _owner(h))
-        if always := state.get("_forward_hooks_always_called"):  # the numbers of some of them
-            always = type(always)((i, v) for i, v in always.items() if i in state["_forward_hooks"])
-            state["_forward_hooks_always_called"] = always
-    return state
+    plain = {name: value for name, value in attached.items() if name not in _COPYING}
+    for name, table in plain.items():
+        if "_hooks" in name and isinstance(table, OrderedDict):
+            plain[name] = type(table)((n, hook) for n, hook in table.items() if n not in owners)
+    object.__setattr__(thing, "__dict__", plain)
+    try:
+        return copy.deepcopy(thing, how) if way == "__deepcopy__" else thing.__reduce_ex__(how)
+    finally:
+        object.__setattr__(thing, "__dict__", attached)
