@@ -8,7 +8,17 @@ import pytest
 import torch
 
 import weightcast
-from tests.helpers import Recorder, attached, backward, data, same, train, weights
+from tests.helpers import (
+    ANALYTIC_AND_OBSERVED,
+    Recorder,
+    attached,
+    backward,
+    data,
+    kind_id,
+    same,
+    train,
+    weights,
+)
 
 
 def pair() -> tuple[Recorder, torch.optim.Optimizer]:
@@ -278,6 +288,32 @@ def test_a_prediction_that_moves_nothing_is_reported_once() -> None:
     (message,) = reports(lambda: train(model, optimizer, 5))
     assert "moves no parameter" in message
     assert "ZeRO" in message
+
+
+@pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
+@pytest.mark.parametrize("notices", ["forward", "evaluation"])
+def test_weights_that_others_train_are_reported_once(kind: dict, notices: str) -> None:
+    """A second optimizer, while a scheduler, say, keeps the first alive: θ would come back."""
+    model, optimizer, prediction = attached(**kind)
+    train(model, optimizer)
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loop() -> None:
+        for _ in range(2):
+            backward(model)
+            other.step()
+            if notices == "evaluation":
+                model.eval()(data(model))
+                model.train()
+
+    (message,) = reports(loop)
+    assert "written to while they were predicted" in message
+    assert "detach()" in message
+    prediction.detach()
+    before = weights(model)
+    backward(model)
+    other.step()
+    assert not same(weights(model), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

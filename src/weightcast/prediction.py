@@ -18,7 +18,7 @@ from weightcast.errors import WeightcastError
 from weightcast.observed import Observer, takes_part
 from weightcast.passes import Batch
 from weightcast.plans import Plans, batches_of
-from weightcast.reports import Reports
+from weightcast.reports import Reports, writes_to
 from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
 from weightcast.tensors import moving, plain_all, untraced, written
 from weightcast.timetable import Timetable
@@ -85,6 +85,7 @@ class WeightPrediction:
         optimizer = self._attached()
         settings = self._settings(optimizer)
         if self._is_predicted:
+            self._reports.check_untouched(self._moved)
             if settings == self._settings_used:
                 return
             self.restore()  # a scheduler went on after a step that the gradient scaler skipped
@@ -97,6 +98,7 @@ class WeightPrediction:
                 for batch in batches:
                     self._move(batch)
                 self._reports.check_coarseness(self._moved)
+                self._reports.writes = writes_to(self._moved)
         except BaseException:
             self.restore()
             raise
@@ -203,6 +205,7 @@ class WeightPrediction:
                         torch._foreach_copy_(plain_all(params), hat)
                     for counter in counters:
                         counter.__exit__()
+                    self._reports.writes = writes_to(self._moved)
 
         return resume
 
@@ -247,6 +250,8 @@ class WeightPrediction:
         held: dict[Tensor, Tensor] = {}
         if not self._is_predicted:
             return held
+        self._reports.check_untouched(self._moved)
+        self._reports.writes = 0  # what interrupts is no second cause
         with moving():
             while self._moved:
                 batch = self._moved[-1]

@@ -23,6 +23,7 @@ class Reports:
         self.steps_taken = 0
         self.ever_predicted = False
         self._has_looked = False
+        self.writes = 0  # to the predicted weights, at the forecast
         self._made: set[str] = set()
 
     def check_ever_predicted(self, is_wanted: Callable[[], bool]) -> None:
@@ -51,10 +52,20 @@ class Reports:
         if stuck > total / 2:
             self._report(_TOO_COARSE.format(stuck / total))
 
+    def check_untouched(self, moved: Sequence[Batch]) -> None:
+        """Say so if somebody wrote to predicted weights: θ comes back, and that is lost."""
+        if self.writes not in (0, writes_to(moved)):
+            self._report(_WRITTEN)
+
     def _report(self, message: str) -> None:
         if message not in self._made:
             self._made.add(message)
             warnings.warn(message, PredictionWarning, stacklevel=4)
+
+
+def writes_to(moved: Sequence[Batch]) -> int:
+    """How often weights were written to, as autograd counts."""
+    return sum(p._version for batch in moved for p in batch.params)
 
 
 def marks_of_gradients(optimizer: Optimizer) -> list[tuple[int, int]]:
@@ -72,6 +83,10 @@ _NOTHING_MOVED = (
     "weight prediction moves no parameter: the optimizer has taken steps but shows no displacement "
     "for any of them. Its weights may live elsewhere (ZeRO, flattened or master copies), or all "
     "parameters may be frozen."
+)
+_WRITTEN = (
+    "the weights were written to while they were predicted, which is lost when the true ones come "
+    "back. If another optimizer trains them now, call detach() on this WeightPrediction first."
 )
 _TOO_COARSE = (
     "{:.0%} of the low-precision weights are too coarse to move when predicted: the displacement "
