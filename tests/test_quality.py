@@ -187,5 +187,6 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     if not files:
         pytest.skip("not a git checkout")
     for name in files:
-        # no data set, no checkpoint
-        assert (ROOT / name).stat().st_size < 1_000_000, name
+        # no data set, no checkpoint; a study has its thousands of runs in one file
+        limit = 3_000_000 if name.startswith("results/") else 1_000_000
+        assert (ROOT / name).stat().st_size < limit, name
