@@ -51,8 +51,9 @@ class AdamW(torch.optim.AdamW):
     Lazy (the default): after `step()` the weights are θ, and the next training forward moves them.
     Eager: `step()` itself ends at θ̂, in the same pass and without a copy; the weights are θ
     wherever `attach` puts them back (evaluating, saving), or after `eval()`. An average of the
-    weights taken right after `step()` then sees θ̂: be lazy, or call `eval()` first. `state_dict()`
-    too puts θ back, so that model and optimizer are saved at θ together.
+    weights taken right after `step()` then sees θ̂, as does a forward of a mere part of the model:
+    be lazy, or call `eval()` first. `state_dict()` too puts θ back, so that model and optimizer are
+    saved at θ together.
 
     bfloat16 and float16 parameters are rounded copies of float32 weights kept in the state as
     `"master"`, beside float32 moments: neither small updates nor small forecasts are lost.
