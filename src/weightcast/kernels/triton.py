@@ -26,11 +26,10 @@ _ROWS = tl.constexpr(128)  # tensors whose factors one program computes
 
 # columns of the table, which has a row for each tensor: addresses, elements, first block
 _COLUMNS = ("params", "sources", "sinks", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts")
-_SOURCE, _SINK, _M, _V, _V_MAX, _T, _SIZE, _FIRST, _WIDTH = map(tl.constexpr, range(1, 10))
+_SOURCE, _SINK, _M, _V, _V_MAX, _T, _SIZE, _FIRST, _WIDTH = range(1, 10)
 # columns of the factors
-_BACK, _ROOT_BEFORE, _RATE, _AHEAD, _ROOT, _DECAY, _GRADIENT, _SKIPPED, _FACTORS = map(
-    tl.constexpr, range(9)
-)
+_BACK, _ROOT_BEFORE, _RATE, _AHEAD, _ROOT, _DECAY, _GRADIENT, _SKIPPED, _FACTORS = range(9)
+# The kernels have both as defaults: at every launch Triton looks whether a global has changed.
 
 _log = logging.getLogger("weightcast")
 
@@ -61,11 +60,16 @@ def _count_and_prepare(
     lr: tl.float64, decay: tl.float64, back: tl.float64, ahead: tl.float64,
     lr_at: tl.tensor, decay_at: tl.tensor, back_at: tl.tensor, ahead_at: tl.tensor,
     grad_scale: tl.tensor, found_inf: tl.tensor, IS_STEP: tl.constexpr,
+    T: tl.constexpr = _T, WIDTH: tl.constexpr = _WIDTH,
+    BACK: tl.constexpr = _BACK, ROOT_BEFORE: tl.constexpr = _ROOT_BEFORE,
+    RATE: tl.constexpr = _RATE, AHEAD: tl.constexpr = _AHEAD, ROOT: tl.constexpr = _ROOT,
+    DECAY: tl.constexpr = _DECAY, GRADIENT: tl.constexpr = _GRADIENT,
+    SKIPPED: tl.constexpr = _SKIPPED, FACTORS: tl.constexpr = _FACTORS,
 ) -> None:  # fmt: skip
     """Count the step; compute in float64 what is the same for all elements of a tensor."""
     k = tl.program_id(0) * _ROWS + tl.arange(0, _ROWS)
     mask = k < count
-    t_at = tl.load(table + k * _WIDTH + _T, mask, other=0).to(tl.pointer_type(tl.float32))
+    t_at = tl.load(table + k * WIDTH + T, mask, other=0).to(tl.pointer_type(tl.float32))
     t_before = tl.load(t_at, mask, other=0.0).to(tl.float64)
     t = t_before
     lr = _number(lr, lr_at)
@@ -76,15 +80,15 @@ def _count_and_prepare(
         tl.store(t_at, t.to(tl.float32), mask)
         decay = 1 - lr * weight_decay
     correction = _correction(log_beta1, t)
-    row = factors + k * _FACTORS
-    tl.store(row + _BACK, _number(back, back_at) * _correction(log_beta1, t_before), mask)
-    tl.store(row + _ROOT_BEFORE, tl.sqrt(_correction(log_beta2, t_before)), mask)
-    tl.store(row + _RATE, lr * correction, mask)
-    tl.store(row + _AHEAD, _number(ahead, ahead_at) * correction, mask)
-    tl.store(row + _ROOT, tl.sqrt(_correction(log_beta2, t)), mask)
-    tl.store(row + _DECAY, decay, mask)
-    tl.store(row + _GRADIENT, sign / _number(1.0, grad_scale), mask)
-    tl.store(row + _SKIPPED, is_skipped, mask)
+    row = factors + k * FACTORS
+    tl.store(row + BACK, _number(back, back_at) * _correction(log_beta1, t_before), mask)
+    tl.store(row + ROOT_BEFORE, tl.sqrt(_correction(log_beta2, t_before)), mask)
+    tl.store(row + RATE, lr * correction, mask)
+    tl.store(row + AHEAD, _number(ahead, ahead_at) * correction, mask)
+    tl.store(row + ROOT, tl.sqrt(_correction(log_beta2, t)), mask)
+    tl.store(row + DECAY, decay, mask)
+    tl.store(row + GRADIENT, sign / _number(1.0, grad_scale), mask)
+    tl.store(row + SKIPPED, is_skipped, mask)
 
 
 @triton.jit
@@ -123,46 +127,53 @@ def _run(
     dtype: tl.constexpr, IS_STEP: tl.constexpr, IS_AHEAD: tl.constexpr, HAS_SOURCE: tl.constexpr,
     HAS_SINK: tl.constexpr, IS_AMSGRAD: tl.constexpr, MAY_SKIP: tl.constexpr,
     IS_JOINT: tl.constexpr,
+    SOURCE: tl.constexpr = _SOURCE, SINK: tl.constexpr = _SINK, M: tl.constexpr = _M,
+    V: tl.constexpr = _V, V_MAX: tl.constexpr = _V_MAX, SIZE: tl.constexpr = _SIZE,
+    FIRST: tl.constexpr = _FIRST, WIDTH: tl.constexpr = _WIDTH,
+    BACK: tl.constexpr = _BACK, ROOT_BEFORE: tl.constexpr = _ROOT_BEFORE,
+    RATE: tl.constexpr = _RATE, AHEAD: tl.constexpr = _AHEAD, ROOT: tl.constexpr = _ROOT,
+    DECAY: tl.constexpr = _DECAY, GRADIENT: tl.constexpr = _GRADIENT,
+    SKIPPED: tl.constexpr = _SKIPPED, FACTORS: tl.constexpr = _FACTORS,
 ) -> None:  # fmt: skip
     """One block of one tensor: as in adamw.c, operation by operation."""
     k = tl.load(blocks + tl.program_id(0))
-    row = table + k * _WIDTH
-    factors += k * _FACTORS
-    start = (tl.program_id(0) - tl.load(row + _FIRST)) * _BLOCK
-    rest = tl.minimum(tl.load(row + _SIZE) - start, _BLOCK).to(tl.int32)
+    row = table + k * WIDTH
+    factors += k * FACTORS
+    start = (tl.program_id(0) - tl.load(row + FIRST)) * _BLOCK
+    rest = tl.minimum(tl.load(row + SIZE) - start, _BLOCK).to(tl.int32)
     grad = tl.load(gradients + k) if IS_STEP else tl.load(row)
-    bits = tl.load(row) | tl.load(row + _SOURCE) | tl.load(row + _SINK) | grad
-    bits |= tl.load(row + _M) | tl.load(row + _V) | tl.load(row + _V_MAX)
+    bits = tl.load(row) | tl.load(row + SOURCE) | tl.load(row + SINK) | grad
+    bits |= tl.load(row + M) | tl.load(row + V) | tl.load(row + V_MAX)
     is_whole = (rest == _BLOCK) & (bits & 15 == 0)
     for IS_WHOLE in tl.static_range(2):  # compiled twice: with masks, and four elements at a time
         if is_whole == IS_WHOLE:
             mask = None if IS_WHOLE else tl.arange(0, _BLOCK) < rest
             params = _at(tl.load(row), start, dtype, IS_WHOLE)
-            ms = _at(tl.load(row + _M), start, tl.float32, IS_WHOLE)
-            vs = _at(tl.load(row + _V), start, tl.float32, IS_WHOLE)
-            v_maxes = _at(tl.load(row + _V_MAX), start, tl.float32, IS_WHOLE) if IS_AMSGRAD else vs
+            ms = _at(tl.load(row + M), start, tl.float32, IS_WHOLE)
+            vs = _at(tl.load(row + V), start, tl.float32, IS_WHOLE)
+            v_maxes = _at(tl.load(row + V_MAX), start, tl.float32, IS_WHOLE) if IS_AMSGRAD else vs
             if HAS_SOURCE:
-                theta = tl.load(_at(tl.load(row + _SOURCE), start, tl.float32, IS_WHOLE), mask)
+                theta = tl.load(_at(tl.load(row + SOURCE), start, tl.float32, IS_WHOLE), mask)
             else:
                 theta = tl.load(params, mask).to(tl.float32)
             m = tl.load(ms, mask)
             v_max = tl.load(v_maxes, mask)
-            decay, ahead = tl.load(factors + _DECAY), tl.load(factors + _AHEAD)
-            root = tl.load(factors + _ROOT)
+            decay, ahead = tl.load(factors + DECAY), tl.load(factors + AHEAD)
+            root = tl.load(factors + ROOT)
             m_before = m
             if IS_AHEAD:
-                before = _scale(v_max, tl.load(factors + _ROOT_BEFORE), eps)
+                before = _scale(v_max, tl.load(factors + ROOT_BEFORE), eps)
                 if not IS_JOINT:
-                    theta += tl.load(factors + _BACK) * tl.div_rn(m, before)
+                    theta += tl.load(factors + BACK) * tl.div_rn(m, before)
             if IS_STEP:
                 g = tl.load(_at(grad, start, dtype, IS_WHOLE), mask).to(tl.float32)
-                g = tl.load(factors + _GRADIENT) * g
+                g = tl.load(factors + GRADIENT) * g
                 v = tl.load(vs, mask) if IS_AMSGRAD else v_max
                 new_m = m + rest1 * (g - m)
                 new_v = v * beta2 + rest2 * g * g
                 new_v_max = tl.where(v_max >= new_v, v_max, new_v) if IS_AMSGRAD else new_v
                 if MAY_SKIP:
-                    is_skipped = tl.load(factors + _SKIPPED) != 0
+                    is_skipped = tl.load(factors + SKIPPED) != 0
                     new_m = tl.where(is_skipped, m, new_m)
                     new_v = tl.where(is_skipped, v, new_v)
                     new_v_max = tl.where(is_skipped, v_max, new_v_max)
@@ -174,18 +185,18 @@ def _run(
             now = _scale(v_max, root, eps)
             if IS_JOINT:
                 both = tl.div_rn(tl.full((_BLOCK,), 1.0, tl.float32), before * now)
-                theta += tl.load(factors + _BACK) * (m_before * now * both)
+                theta += tl.load(factors + BACK) * (m_before * now * both)
                 u = m * before * both
             else:
                 u = tl.div_rn(m, now)
             decayed = theta * decay
             if IS_STEP:
                 # rounded here, before the forecast: else nobody could tell the two apart again
-                decayed -= tl.load(factors + _RATE) * u
+                decayed -= tl.load(factors + RATE) * u
                 theta = tl.where(is_skipped, theta, decayed) if MAY_SKIP else decayed
                 decayed = theta
             if HAS_SINK:
-                tl.store(_at(tl.load(row + _SINK), start, tl.float32, IS_WHOLE), theta, mask)
+                tl.store(_at(tl.load(row + SINK), start, tl.float32, IS_WHOLE), theta, mask)
             tl.store(params, _rounded(decayed - ahead * u, dtype), mask)
 
 
@@ -247,9 +258,9 @@ def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
     columns = [[t.data_ptr() for t in getattr(o, name)] or [0] * count for name in _COLUMNS]
     rows = zip(*columns, sizes, accumulate(blocks, initial=0), strict=False)
     table = _on_device(tuple(chain.from_iterable(rows)), device)
-    repeats = (table[_SIZE.value :: _WIDTH.value] + (block - 1)) // block
+    repeats = (table[_SIZE::_WIDTH] + (block - 1)) // block
     rows_of_blocks = torch.repeat_interleave(repeats, output_size=sum(blocks))
-    factors = torch.empty(count, _FACTORS.value, dtype=torch.float32, device=device)
+    factors = torch.empty(count, _FACTORS, dtype=torch.float32, device=device)
     return table, rows_of_blocks, factors
 
 
