@@ -268,7 +268,7 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
     if o.prepared is None:
         o.prepared = _prepare(o)
     table, blocks, factors = o.prepared
-    count, device, gradients = len(o.params), table.device, None
+    count, size, device, gradients = len(o.params), blocks.numel(), table.device, None
     if is_step:
         grads = likened(o.grads, o.params)  # alive until their kernel is launched
         gradients = _on_device(tuple(map(Tensor.data_ptr, grads)), device)
@@ -279,7 +279,7 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
         for x in (*settings, s.grad_scale, found_inf)
     ]
     with torch.cuda.device_of(table):
-        _count_and_prepare[(triton.cdiv(count, _ROWS.value),)](
+        _count_and_prepare[(-(-count // _ROWS.value),)](
             table, factors, count,
             *(math.log(beta) if beta else -math.inf for beta in (s.beta1, s.beta2)),
             float(s.weight_decay), -1.0 if s.maximize else 1.0,
@@ -287,8 +287,8 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
             IS_STEP=is_step, **_OPTIONS,
         )  # fmt: skip
         is_ahead = not o.sources and (isinstance(s.back, Tensor) or s.back != 0)
-        if len(blocks):
-            _run[(len(blocks),)](
+        if size:
+            _run[(size,)](
                 table, gradients, blocks, factors,
                 1.0 - s.beta1, float(s.beta2), 1.0 - s.beta2, float(s.eps),
                 dtype=_DTYPES[o.params[0].dtype],
