@@ -71,7 +71,7 @@ def test_the_library_can_be_read_in_ten_minutes() -> None:
     mechanism = set(LIBRARY.rglob("*.py")) - {*kernels, pipeline}
     assert code_lines(pipeline) <= 140
     assert sum(map(code_lines, mechanism)) <= 1015
-    assert sum(map(code_lines, kernels)) <= 970
+    assert sum(map(code_lines, kernels)) <= 960
 
 
 def test_every_room_is_small() -> None:
@@ -187,6 +187,6 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     if not files:
         pytest.skip("not a git checkout")
     for name in files:
-        # no data set, no checkpoint; a study has its thousands of runs in one file
-        limit = 3_000_000 if name.startswith("results/") else 1_000_000
+        # no data set, no checkpoint; but the study of delay has thousands of runs in one file
+        limit = 1_500_000 if name == "results/delay/results.json" else 1_000_000
         assert (ROOT / name).stat().st_size < limit, name

@@ -60,11 +60,11 @@ def _count_and_prepare(
     lr: tl.float64, decay: tl.float64, back: tl.float64, ahead: tl.float64,
     lr_at: tl.tensor, decay_at: tl.tensor, back_at: tl.tensor, ahead_at: tl.tensor,
     grad_scale: tl.tensor, found_inf: tl.tensor, IS_STEP: tl.constexpr,
-    T: tl.constexpr = _T, WIDTH: tl.constexpr = _WIDTH,
-    BACK: tl.constexpr = _BACK, ROOT_BEFORE: tl.constexpr = _ROOT_BEFORE,
-    RATE: tl.constexpr = _RATE, AHEAD: tl.constexpr = _AHEAD, ROOT: tl.constexpr = _ROOT,
-    DECAY: tl.constexpr = _DECAY, GRADIENT: tl.constexpr = _GRADIENT,
-    SKIPPED: tl.constexpr = _SKIPPED, FACTORS: tl.constexpr = _FACTORS,
+    T: tl.constexpr = _T, WIDTH: tl.constexpr = _WIDTH, BACK: tl.constexpr = _BACK,
+    ROOT_BEFORE: tl.constexpr = _ROOT_BEFORE, RATE: tl.constexpr = _RATE,
+    AHEAD: tl.constexpr = _AHEAD, ROOT: tl.constexpr = _ROOT, DECAY: tl.constexpr = _DECAY,
+    GRADIENT: tl.constexpr = _GRADIENT, SKIPPED: tl.constexpr = _SKIPPED,
+    FACTORS: tl.constexpr = _FACTORS,
 ) -> None:  # fmt: skip
     """Count the step; compute in float64 what is the same for all elements of a tensor."""
     k = tl.program_id(0) * _ROWS + tl.arange(0, _ROWS)
@@ -126,10 +126,9 @@ def _run(
     rest1: tl.tensor, beta2: tl.tensor, rest2: tl.tensor, eps: tl.tensor,
     dtype: tl.constexpr, IS_STEP: tl.constexpr, IS_AHEAD: tl.constexpr, HAS_SOURCE: tl.constexpr,
     HAS_SINK: tl.constexpr, IS_AMSGRAD: tl.constexpr, MAY_SKIP: tl.constexpr,
-    IS_JOINT: tl.constexpr,
-    SOURCE: tl.constexpr = _SOURCE, SINK: tl.constexpr = _SINK, M: tl.constexpr = _M,
-    V: tl.constexpr = _V, V_MAX: tl.constexpr = _V_MAX, SIZE: tl.constexpr = _SIZE,
-    FIRST: tl.constexpr = _FIRST, WIDTH: tl.constexpr = _WIDTH,
+    IS_JOINT: tl.constexpr, SOURCE: tl.constexpr = _SOURCE, SINK: tl.constexpr = _SINK,
+    M: tl.constexpr = _M, V: tl.constexpr = _V, V_MAX: tl.constexpr = _V_MAX,
+    SIZE: tl.constexpr = _SIZE, FIRST: tl.constexpr = _FIRST, WIDTH: tl.constexpr = _WIDTH,
     BACK: tl.constexpr = _BACK, ROOT_BEFORE: tl.constexpr = _ROOT_BEFORE,
     RATE: tl.constexpr = _RATE, AHEAD: tl.constexpr = _AHEAD, ROOT: tl.constexpr = _ROOT,
     DECAY: tl.constexpr = _DECAY, GRADIENT: tl.constexpr = _GRADIENT,
@@ -291,15 +290,10 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
             _run[(size,)](
                 table, gradients, blocks, factors,
                 1.0 - s.beta1, float(s.beta2), 1.0 - s.beta2, float(s.eps),
-                dtype=_DTYPES[o.params[0].dtype],
-                IS_STEP=is_step,
-                IS_AHEAD=is_ahead,
-                HAS_SOURCE=bool(o.sources),
-                HAS_SINK=bool(o.sinks),
-                IS_AMSGRAD=bool(o.max_exp_avg_sqs),
-                MAY_SKIP=found_inf is not None,
-                IS_JOINT=is_step and is_ahead and s.is_joint,
-                **_OPTIONS,
+                dtype=_DTYPES[o.params[0].dtype], IS_STEP=is_step, IS_AHEAD=is_ahead,
+                HAS_SOURCE=bool(o.sources), HAS_SINK=bool(o.sinks),
+                IS_AMSGRAD=bool(o.max_exp_avg_sqs), MAY_SKIP=found_inf is not None,
+                IS_JOINT=is_step and is_ahead and s.is_joint, **_OPTIONS,
             )  # fmt: skip
     torch.autograd.graph.increment_version(o.params)  # written behind its back
 
