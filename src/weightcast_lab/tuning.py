@@ -246,6 +246,8 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
     for arm in study.arms:
         final = arm.measuring(arm.methods, results)
         content = content_of(final, dict(results), failures)
+        for run in content["runs"]:
+            del run["history"]["train_loss"]  # of thousands, and no report reads it
         for entry, method in zip(content["methods"], final.methods, strict=True):
             plain = replace(method, learning_rate=None)
             choice = arm.choice(plain, results)
@@ -267,23 +269,16 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
 
 
 def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
-    """What every run of the search came to: seed by seed, at each rate of each method."""
+    """What every rate of each method came to, seed by seed; None where a run diverged."""
     jobs = {m: arm.searching([m], results).jobs() for m in arm.methods}
     found = [results[job] for own in jobs.values() for job in own if job in results]
     tried = []
     for method, own in jobs.items():
         for rate in dict.fromkeys(job.cell.method.learning_rate for job in own):
-            runs = {
-                job.cell.seed: results[job]
-                for job in own
-                if job.cell.method.learning_rate == rate and job in results
-            }
-            if runs:
-                entry: dict[str, Any] = {"name": method.name, "learning rate": rate}
-                entry["seeds"] = list(runs)
-                entry["final loss"] = [_shortened(_final_loss(run)) for run in runs.values()]
-                entry["diverged_at"] = [run["diverged_at"] for run in runs.values()]
-                tried.append(entry)
+            runs = [results.get(job) for job in own if job.cell.method.learning_rate == rate]
+            losses = [_shortened(_final_loss(run)) for run in runs if run is not None]
+            if len(losses) == len(runs):
+                tried.append({"name": method.name, "learning rate": rate, "final loss": losses})
     return {
         "seeds": list(arm.design.search_seeds),
         "environments": distinct(e for result in found for e in result["environments"]),
