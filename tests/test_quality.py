@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.metadata
 import json
 import pkgutil
 import re
@@ -103,6 +104,10 @@ def test_the_library_needs_torch_alone() -> None:
                 imported.add(node.module.split(".")[0])
         optional = {"triton"} if path == LIBRARY / "kernels" / "triton.py" else set()
         assert imported - sys.stdlib_module_names <= {"torch", "weightcast"} | optional, path
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert weightcast.__version__ == importlib.metadata.version("weightcast")
 
 
 def test_importing_is_cheap() -> None:

@@ -12,6 +12,8 @@ from weightcast.errors import (
 from weightcast.prediction import WeightPrediction
 from weightcast.rules import register_rule
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "AdamW",
     "InvalidArgumentError",

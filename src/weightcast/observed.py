@@ -12,8 +12,6 @@ from weightcast.passes import buffer_like, nonzero
 from weightcast.rules import OBSERVED, Group, rate
 from weightcast.tensors import moving, plain, plain_all
 
-_NOTHING: dict[str, Any] = {}  # the state of a parameter that has none
-
 
 class Observer:
     """Keeps θ from before a step, and what the step subtracted from it.
@@ -34,7 +32,7 @@ class Observer:
 
     def states_of(self, optimizer: Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
         """The optimizer's states of parameters, or what is kept in their place."""
-        return [optimizer.state.get(p) or self.apart.get(p, _NOTHING) for p in params]
+        return [optimizer.state.get(p) or self.apart.get(p, {}) for p in params]
 
     def begin(self) -> None:
         """A step begins; one that raised never ended."""
