@@ -9,7 +9,8 @@
 #include <emmintrin.h>
 #endif
 
-#define BLOCK 64 /* elements: whole cache lines; what is streamed at a time */
+#define BLOCK 32 /* elements: whole cache lines; what is streamed at a time */
+#define AHEAD 96 /* elements: how far ahead reads are prefetched; more is slower, abruptly */
 #define MAX_THREADS 256
 #define SMALLEST_SHARE 32768  /* elements: less is done sooner than a thread is made */
 #define STREAM_FROM (1 << 21) /* elements: fewer stay in the cache for the forward pass */
@@ -61,8 +62,7 @@ INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even */
     return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)((bits >> 16) | 0x40) : rounded;
 }
 
-/* Past the cache: memory that is written whole need not be read first. Meanwhile the next block of
-   what else is read arrives. */
+/* Past the cache: memory that is written whole need not be read first. */
 INLINE void stream(float *restrict to, const float *restrict from, int64_t count) {
     int64_t i = 0;
 #ifdef __SSE2__
@@ -72,8 +72,10 @@ INLINE void stream(float *restrict to, const float *restrict from, int64_t count
     for (; i < count; i++) to[i] = from[i];
 }
 
-INLINE void prefetch(const float *block) { /* never faults, so it may lie behind the end */
-    for (int i = 0; i < BLOCK; i += 16) __builtin_prefetch(block + i);
+/* A block arrives while others are computed: the processor's own prefetching ends at every page.
+   It never faults, so it may lie behind the end. */
+INLINE void prefetch(const void *block, int size) {
+    for (int i = 0; i < BLOCK * size; i += 64) __builtin_prefetch((const char *)block + i);
 }
 
 static double power(double base, int64_t exponent) {
@@ -109,7 +111,10 @@ INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end
     float block[BLOCK];
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t count = end - start < BLOCK ? end - start : BLOCK;
+        int64_t next = start + AHEAD;
         float *predicted = is_streamed ? block : params + start;
+        prefetch(source + next, 4), prefetch(ms + next, 4), prefetch(vs + next, 4);
+        is_bfloat16 ? prefetch(grads16 + next, 2) : prefetch(grads + next, 4);
 #pragma GCC ivdep
         for (int64_t k = 0; k < count; k++) {
             int64_t i = start + k;
@@ -132,12 +137,7 @@ INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end
             } else
                 predicted[k] = theta - ahead * u;
         }
-        if (is_streamed) {
-            int64_t next = start + BLOCK;
-            prefetch(source + next), prefetch(grads + next), prefetch(ms + next);
-            prefetch(vs + next);
-            stream(params + start, block, count);
-        }
+        if (is_streamed) stream(params + start, block, count);
     }
 }
 
@@ -155,7 +155,9 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
     float block[BLOCK];
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t count = end - start < BLOCK ? end - start : BLOCK;
+        int64_t next = start + AHEAD;
         float *kept = is_streamed || !is_kept ? block : sink + start;
+        prefetch(source + next, 4), prefetch(ms + next, 4), prefetch(vs + next, 4);
 #pragma GCC ivdep
         for (int64_t k = 0; k < count; k++) {
             int64_t i = start + k;
@@ -169,11 +171,7 @@ INLINE void forecast(const Operand *o, const Settings *s, int64_t begin, int64_t
             else
                 params[i] = theta;
         }
-        if (is_streamed) {
-            prefetch(source + start + BLOCK), prefetch(ms + start + BLOCK);
-            prefetch(vs + start + BLOCK);
-            stream(sink + start, block, count);
-        }
+        if (is_streamed) stream(sink + start, block, count);
     }
 }
 
@@ -185,7 +183,7 @@ INLINE void restore(const Operand *o, int64_t begin, int64_t end, int is_streame
         return;
     }
     for (int64_t start = begin; start < end; start += BLOCK) {
-        prefetch(source + start + BLOCK);
+        prefetch(source + start + AHEAD, 4);
         stream(params + start, source + start, end - start < BLOCK ? end - start : BLOCK);
     }
 }
