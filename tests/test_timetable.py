@@ -422,7 +422,7 @@ def test_frozen_late_and_sometimes_unused_parameters() -> None:
 
 @KINDS
 def test_a_scheduler_between_step_and_forward_counts(kind: dict) -> None:
-    """R13: the displacement uses the learning rate in force when the forward starts."""
+    """R13, R15: the forecast uses the learning rate in force when the forward starts."""
     model, optimizer, prediction = attached(**kind, steps=1)
     theta, once = weights(model), forecast(prediction, model, 1)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
