@@ -258,7 +258,7 @@ def compare(
         with_learning_rates,
     )
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.optimizers import Hyperparameters, check_learning_rate
+    from weightcast_lab.optimizers import Hyperparameters, check_installed, check_learning_rate
     from weightcast_lab.own import name_in, resolved
     from weightcast_lab.tasks import DataSource, make_task, parse_options
     from weightcast_lab.train import Settings
@@ -269,6 +269,7 @@ def compare(
         list(map(resolved, baseline)),
         parse_numbers(steps, "--steps"),
     )
+    check_installed(methods)
     rate, methods = with_learning_rates(methods, lr)
     if rate is not None:
         check_learning_rate(rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -151,7 +152,12 @@ def open_experiment(
         LabError: it was not, or it cannot be used, or a setting does not suit the task.
     """
     task.batches(settings.batch_size, torch.Generator())
-    configuration = _configuration(settings, task)
+    try:  # as they will be read back, to be compared
+        configuration = json.loads(json.dumps(_configuration(settings, task), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise LabError(
+            f"The facts of {task.title!r} must be numbers, texts and lists of them: {error}."
+        ) from None
     preset = task.preset.learning_rate
     open_folder(folder, configuration)
     about = {

@@ -18,7 +18,7 @@ from weightcast_lab.tasks import DataSource, make_task
 OPTIONAL = {
     "torchvision": "the networks for CIFAR-10: reinstall weightcast[lab]",
     "ray": "--on ray: install weightcast[ray]",
-    "pytorch_optimizer": "Lion and Lookahead: install weightcast[study]",
+    "pytorch_optimizer": "Lion, Muon and Lookahead: install weightcast[study]",
     "schedulefree": "schedule-free AdamW: install weightcast[study]",
 }
 """Packages that some commands need, and what for."""

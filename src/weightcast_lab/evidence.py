@@ -363,8 +363,12 @@ def recommendations(found: Sequence[Answer], percent: Callable[[Interval], str])
         if key in by_key:
             said.append(_recommended(by_key[key], percent))
     for answer in found:
-        if answer.question.key == f"delay-nadamw-{answer.question.delay}":
-            said.append(f"D = {answer.question.delay}. {_recommended(answer, percent)}")
+        delay = answer.question.delay
+        if answer.question.key == f"delay-nadamw-{delay}":
+            text = f"D = {delay}. Forecasts of AdamW against {answer.reference}: {answer.verdict}."
+            if (own := by_key.get(f"delay-on-nadamw-{delay}")) is not None:
+                text += f" {_recommended(own, percent)}"
+            said.append(text)
     return said
 
 

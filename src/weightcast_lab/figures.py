@@ -406,24 +406,25 @@ def _draw_curves(
 
 
 def _draw_relative(panel: Axes, results: Results, styles: dict[str, Style]) -> None:
-    """How far above or below the reference's loss of the same seed and step."""
+    """How far above or below the reference's loss of the same seed and step; in % if it can be."""
     reference = results["methods"][0]
-    panel.set(title=f"Loss relative to {reference['label']} (paired)")
-    panel.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0 %")
-    )
+    compared = []
     for method in results["methods"]:
         if both := pairs(results, method["key"], reference["key"]):
-            runs, others = zip(*both, strict=True)
-            losses = _column(runs, "validation_loss")
-            _line(
-                panel,
-                _column(runs, "step")[0],
-                np.log(losses / _column(others, "validation_loss")),
-                styles[method["key"]],
-                method["label"],
-                scale=lambda value: 100 * np.expm1(value),
-            )
+            own, base = (_column(runs, "validation_loss") for runs in zip(*both, strict=True))
+            compared.append((method, _column([both[0][0]], "step")[0], own, base))
+    if all((own > 0).all() and (base > 0).all() for *_, own, base in compared):
+        panel.set(title=f"Loss relative to {reference['label']} (paired)")
+        panel.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0 %")
+        )
+        for method, steps, own, base in compared:
+            style, label = styles[method["key"]], method["label"]
+            _line(panel, steps, np.log(own / base), style, label, lambda x: 100 * np.expm1(x))
+    else:  # of a task whose loss is not a positive number
+        panel.set(title=f"Loss minus {reference['label']}'s (paired)")
+        for method, steps, own, base in compared:
+            _line(panel, steps, own - base, styles[method["key"]], method["label"])
     _fit_to_lines(panel)
 
 

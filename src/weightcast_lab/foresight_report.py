@@ -99,14 +99,14 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     notes = [
         "The last update is that of the optimizer's last step, weight decay included; some two "
         "dozen forecasts an epoch, means over all epochs "
-        f"and {seeds} seeds. Learning rates are the usual ones of the workloads, as in the study's "
-        "protocol, unless the setting names another.",
+        f"and {seeds} seed{'s' if seeds > 1 else ''}. Learning rates are the usual ones of the "
+        "workloads, as in the study's protocol, unless the setting names another.",
         "A method with s is measured along its own training, in which gradients come from "
         "predicted weights.",
         computed_on(experiments),
     ]
     if missing:
-        notes.append(f"{missing} runs are missing or diverged and are not in the numbers.")
+        notes.append(f"Runs that are missing or diverged, and are not in the numbers: {missing}.")
     return notes
 
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 import weightcast
 from weightcast.rules import OBSERVED
-from weightcast_lab.environment import installed_version
+from weightcast_lab.environment import NOT_INSTALLED, installed_version
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.own import is_own, load, name_in
 
@@ -30,10 +30,10 @@ def _other(package: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(package), name)
     except ImportError:
-        raise LabError(
-            f"{name} comes from the package {package}, which is not installed: "
-            "pip install 'weightcast[study]'."
-        ) from None
+        raise LabError(_MISSING.format(name, package)) from None
+
+
+_MISSING = "{} comes from the package {}, which is not installed: pip install 'weightcast[study]'."
 
 
 def _lion(
@@ -336,3 +336,15 @@ def check_learning_rate(value: float) -> None:
     """
     if not 0 < value < math.inf:
         raise LabError(f"--lr {value:g} is not possible: it must be positive and finite.")
+
+
+def check_installed(methods: Iterable[Method]) -> None:
+    """Find out before the first run, and not in the last.
+
+    Raises:
+        LabError: a method's optimizer comes from a package that is not installed.
+    """
+    for method in methods:
+        package = PACKAGES.get(method.optimizer)
+        if package is not None and installed_version(package) == NOT_INSTALLED:
+            raise LabError(_MISSING.format(method.label, package))

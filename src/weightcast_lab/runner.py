@@ -189,7 +189,7 @@ class TaskLoader:
     def task_of(self, job: Job) -> Task:
         """The job's task, with its data on the device."""
         settings = job.settings
-        key = (settings.task, settings.source, settings.options, settings.device)
+        key = (*settings.trained, settings.device)
         if self._task is None or key != self._key:
             self._task = None
             self._task = settings.make_task()

@@ -11,6 +11,10 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 
+NO_SCATTER = 1e-3
+"""Intervals narrower than this part of the mean are of equal values and their rounding: results are
+kept with seven digits."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -26,7 +30,9 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside; never for values without any scatter, which prove nothing."""
-        return self.half_width is not None and abs(self.mean) > self.half_width > 0
+        if self.half_width is None:
+            return False
+        return abs(self.mean) > self.half_width > NO_SCATTER * abs(self.mean)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -61,7 +67,8 @@ def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | No
     )
     error = math.sqrt(variance) / len(groups)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    is_tie = quantile * error <= NO_SCATTER * abs(mean)
+    p = 1.0 if is_tie else 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Interval(mean, quantile * error, n), p
 
 

@@ -56,10 +56,10 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 def to_json(value: Any) -> bytes:
     """Indented JSON with lists of numbers on one line, so that people can read it."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub(
-        r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()).replace("[ ", "["), text
-    )
-    return text.replace(" ]", "]").encode() + b"\n"
+    # behind the bracket of a list there is a line break, which in a string would be escaped
+    numbers = re.compile(r"\[\n[^\[\]{}\"]*\]")
+    text = numbers.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    return text.encode() + b"\n"
 
 
 def digest_of(configuration: dict[str, Any]) -> str:

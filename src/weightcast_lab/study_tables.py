@@ -280,8 +280,9 @@ def brief(experiments: Sequence[Results]) -> str:
         _BRIEF_DESIGN.format(names, seeds),
         "Change of the final validation loss: mean over the tasks with its 95% interval, and p "
         "after Holm's correction; bold, and better or worse on a task, where that is below 0.05. "
-        "Steps to AdamW's final loss, as a share of AdamW's: the median task, and from the best "
-        "task to the worst. Cost of a step: CPU seconds, in AdamW's, on the median task.",
+        "Steps to AdamW's final loss, as a share of AdamW's: the median task (of two in the middle "
+        "the later), and from the best task to the worst. Cost of a step: CPU seconds, in AdamW's, "
+        "on the median task.",
         computed_on(experiments),
         *_about_edges(experiments),
     ]

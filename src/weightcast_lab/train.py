@@ -74,6 +74,11 @@ class Settings:
         if self.delay < 0:
             raise LabError(f"--delay {self.delay} is not possible: it must be 0 or more.")
 
+    @property
+    def trained(self) -> tuple[Any, ...]:
+        """Equal for settings that train the same task."""
+        return self.task, self.source, self.options
+
     def make_task(self) -> Task:
         """The task, with its data loaded.
 
@@ -259,7 +264,7 @@ def train(
             last_epoch = time.time() - began
         model.eval()
         with torch.no_grad(), autocast():
-            test = task.test(model)
+            test = {name: float(value) for name, value in task.test(model).items()}
         if not all(map(math.isfinite, test.values())):
             raise Diverged
     except Diverged:
@@ -315,7 +320,7 @@ def _exchange_gradients(
 @torch.no_grad()
 def _evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
     model.eval()
-    loss, metric = task.evaluate(model)
+    loss, metric = map(float, task.evaluate(model))
     if not (math.isfinite(loss) and math.isfinite(metric)):
         raise Diverged
     return loss, metric
@@ -336,5 +341,6 @@ def _digest(model: nn.Module) -> str:
     """A short hash of all weights and buffers: equal if and only if the runs ended alike."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()[:16]

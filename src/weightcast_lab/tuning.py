@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from weightcast_lab.comparison import Experiment, content_of, distinct, in_order, open_experiment
-from weightcast_lab.optimizers import Method
+from weightcast_lab.optimizers import Method, check_installed
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import open_folder
 from weightcast_lab.study import WORKLOADS, Design, Round, Workload, rounds_of
-from weightcast_lab.tasks import DataSource, Task, make_task
+from weightcast_lab.tasks import DataSource, Task
 from weightcast_lab.train import Job, Settings
 
 RunResults = Mapping[Job, dict[str, Any]]
@@ -180,12 +179,13 @@ def open_study(
         seeds: How many at the chosen rates, if not as many as the protocol says.
 
     Raises:
-        LabError: there is no such study, its data cannot be used, or the folder holds something
-            else.
+        LabError: there is no such study, its data cannot be used, a package is missing, or the
+            folder holds something else.
     """
     rounds, design = rounds_of(names)
     if seeds is not None:
         design = replace(design, seeds=tuple(range(seeds)))
+    check_installed(method for one in rounds for method in one.methods)
     workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
     settings = {key: settings_of(WORKLOADS[key], source, device) for key in workloads}
     tasks = tasks_of(settings)
@@ -228,8 +228,9 @@ def settings_of(workload: Workload, source: DataSource, device: str) -> Settings
 
 def tasks_of(settings: Mapping[str, Settings]) -> dict[str, Task]:
     """What is trained, by the same names: what several train is loaded once."""
-    load = cache(lambda name, options, source: make_task(name, source, **dict(options)))
-    return {key: load(s.task, s.options, s.source) for key, s in settings.items()}
+    each = {one.trained: one for one in settings.values()}
+    made = {trained: one.make_task() for trained, one in each.items()}
+    return {key: made[one.trained] for key, one in settings.items()}
 
 
 def _searched(design: Design) -> dict[str, Any]:

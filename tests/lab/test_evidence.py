@@ -548,7 +548,9 @@ def test_delay_is_asked_about_on_its_own(delayed):
     assert answer.verdict == "better"
     assert versus_plain(late) == []
     said = recommendations(found, lambda change: f"{change.mean:.2f}")
-    assert sum(line.startswith("D = ") for line in said) == 2
+    late = [line for line in said if line.startswith("D = ")]
+    assert [line[:5] for line in late] == ["D = 1", "D = 4"]
+    assert all("Forecasts of AdamW against NAdamW β₁=0.99: " in line for line in late)
 
 
 def test_what_delay_costs_is_paired_with_the_same_seed_without_delay(delayed):

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightcast_lab.comparison import methods_to_compare
+from tests.lab.helpers import LineTask
+from weightcast_lab.comparison import methods_to_compare, open_experiment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
 from weightcast_lab.own import resolved
 from weightcast_lab.tasks import DataSource, make_task, parse_options
+from weightcast_lab.train import Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SETTINGS = Settings("line", DataSource(), 0.01, 4, 3, "cpu")
 SPIRALS, LION = f"{EXAMPLES}/own_task.py:Spirals", f"{EXAMPLES}/own_optimizer.py:Lion"
 
 
@@ -129,3 +132,24 @@ def test_mistakes_are_one_sentence(weightcast, tmp_path, content, name, sentence
     assert outcome.code == 2
     assert sentence in " ".join(outcome.err.split())
     assert not (tmp_path / "out").exists()
+
+
+class Facts(LineTask):
+    """With facts that JSON would change."""
+
+    def __init__(self, **facts):
+        super().__init__()
+        self.facts = facts
+
+
+@pytest.mark.parametrize("facts", [{"shape": (3, 4)}, {"by": {1: "one"}}])
+def test_facts_are_compared_as_they_were_written(tmp_path, facts):
+    for _ in range(2):
+        opened = open_experiment("line", SETTINGS, (), (), tmp_path, Facts(**facts))
+    assert opened.configuration == json.loads(json.dumps(opened.configuration))
+
+
+def test_facts_that_cannot_be_written_are_refused(tmp_path):
+    with pytest.raises(LabError, match="facts of 'A line' must be numbers, texts and lists"):
+        open_experiment("line", SETTINGS, (), (), tmp_path, Facts(size=object()))
+    assert not list(tmp_path.iterdir())

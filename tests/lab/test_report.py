@@ -289,6 +289,19 @@ def test_what_ran_elsewhere_is_not_compared_and_named(two_seeds):
     assert line.get_ydata() == pytest.approx([-75, -75])  # of seed 0: 1 to 4, and 0.5 to 2
 
 
+@pytest.mark.parametrize(("shift", "shown"), [(4.0, [-3, -1.5]), (0.5, [-3, -1.5])])
+def test_losses_that_are_not_positive_are_subtracted(two_seeds, shift, shown):
+    """Of a task of one's own: log-likelihoods, or a loss that comes down to 0."""
+    for run in two_seeds["runs"]:
+        losses = run["history"]["validation_loss"]
+        run["history"]["validation_loss"] = [loss - shift for loss in losses]
+    paired = draw(two_seeds, summarize(two_seeds).rows, LIGHT, columns=2).axes[2]
+    assert paired.get_title(loc="left") + paired.get_title() == "Loss minus AdamW's (paired)"
+    (line,) = [line for line in paired.lines if line.get_label() == "AdamW s=3"]
+    assert line.get_ydata() == pytest.approx(shown, abs=1)
+    assert (line.get_ydata() < 0).all()  # lower is better, and lies lower
+
+
 def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):
     document = tmp_path / "page.md"
     text = "# Title\n<!-- begin a -->\nold\n<!-- end a -->\ntail <!-- end a -->\n"

@@ -55,9 +55,21 @@ def test_excludes_zero_agrees_with_the_paired_t_test():
     assert decisions == {True, False}
 
 
-@pytest.mark.parametrize("values", [[3.0], [1.0, 1.0], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3.0],
+        [1.0, 1.0],
+        [0.0, 0.0],
+        3 * [0.1],
+        10 * [0.3],
+        # one image of 597 more in every seed, of accuracies that are kept with seven digits
+        [97.98995 - 97.82245, 98.15745 - 97.98995, 98.49247 - 98.32496],
+    ],
+)
 def test_values_without_scatter_prove_nothing(values):
     assert not mean_interval(values).excludes_zero
+    assert p_value(values) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -124,8 +136,9 @@ def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(values):
 def test_p_values_are_those_of_scipy_and_agree_with_the_interval(values):
     p = p_value(values)
     interval = mean_interval(values)
-    if interval.half_width == 0:
+    if interval.half_width <= 1e-3 * abs(interval.mean):  # equal values and their rounding
         assert p == 1.0
+        assert not interval.excludes_zero
         return
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of nearly identical values

@@ -36,6 +36,13 @@ def test_json_is_readable_and_the_same(tmp_path):
     assert '"a": [1, 2.5, null]' in text
 
 
+def test_texts_are_kept_as_they_are(tmp_path):
+    facts = {"a": "an interval [ 0,  1 ] ]", "b": ["[ 1\n 2 ]", [3, 4]], "c": [[1, 2], [3]]}
+    assert json.loads(to_json(facts)) == facts
+    open_folder(tmp_path, facts)
+    open_folder(tmp_path, facts)
+
+
 def test_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         to_json({"a": float("nan")})

@@ -11,7 +11,8 @@ import torch
 import weightcast
 from tests.lab.helpers import LineTask
 from tests.lab.test_reproduction import run_here
-from weightcast_lab import study
+from weightcast_lab import optimizers, study
+from weightcast_lab.environment import NOT_INSTALLED
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
 from weightcast_lab.results import load_results
@@ -359,3 +360,18 @@ def test_a_study_of_delay_from_its_runs_to_its_questions(
     assert [w["name"] for w in late["wanted"]] == [method.name for method in methods]
     after = weightcast("study", "late", "--out", out, "--missing")
     assert "All runs are finished" in after.out
+
+
+@pytest.mark.parametrize(
+    "words", [("study", "optimizers", "--missing"), ("compare", "--optimizer", "lion")]
+)
+def test_a_missing_package_is_noticed_before_the_first_run(
+    weightcast, tmp_path, monkeypatch, words
+):
+    monkeypatch.setattr(optimizers, "installed_version", lambda package: NOT_INSTALLED)
+    said = weightcast(*words, "--out", tmp_path / "out")
+    assert said.code == 2
+    text = " ".join(said.err.split())
+    assert "comes from the package" in text
+    assert "which is not installed: pip install 'weightcast[study]'" in text
+    assert not (tmp_path / "out").exists()

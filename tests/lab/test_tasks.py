@@ -111,6 +111,11 @@ def test_windows_carry_the_state():
     assert not state[0].requires_grad
 
 
+def test_a_text_that_is_too_short_to_judge_by_is_refused_at_once(small_text):
+    with pytest.raises(LabError, match="15 tokens is too short to be judged by: it needs 20"):
+        make_task("ptb", DataSource(small_text, any_text=True), validation_tokens=15)
+
+
 def test_too_many_streams_are_refused(small_text):
     task = make_task("ptb", DataSource(small_text, any_text=True))
     with pytest.raises(LabError, match="--batch-size"):

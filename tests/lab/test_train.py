@@ -45,6 +45,29 @@ def kill_at(step_to_die):
     return on_step
 
 
+class HalfLine(LineTask):
+    """In bfloat16, and its numbers are tensors."""
+
+    def build_model(self):
+        return super().build_model().to(torch.bfloat16)
+
+    def loss(self, model, batch, carried):
+        return (model(self.x[batch].bfloat16()) - self.y[batch]).square().mean(), None
+
+    def evaluate(self, model):
+        error = (model(self.x.bfloat16()) - self.y).square().mean()
+        return error, error.sqrt()
+
+    def test(self, model):
+        return {"test error": self.evaluate(model)[1]}
+
+
+def test_tensors_for_numbers_and_low_precision_are_fine(train_line):
+    result = train_line(task=HalfLine())
+    assert all(isinstance(x, float) for x in result["history"]["validation_loss"])
+    assert result["test"]["test error"] == result["history"]["metric"][-1]
+
+
 def test_history_has_an_evaluation_before_training_and_one_per_epoch(train_line):
     result = train_line()
     assert result["history"]["step"] == [0, 5, 10, 15]

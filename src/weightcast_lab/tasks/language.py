@@ -92,7 +92,17 @@ class LanguageTask(Task):
         metric_of_loss: Callable[[float], float],
         preset: Preset,
     ) -> None:
-        """`metric_of_loss` turns nats per token into the metric."""
+        """`metric_of_loss` turns nats per token into the metric.
+
+        Raises:
+            LabError: a text is too short to be judged by.
+        """
+        for text in (corpus.validation, corpus.test):
+            if text is not None and len(text) < 2 * EVALUATION_STREAMS:
+                raise LabError(
+                    f"A text of {len(text):,} tokens is too short to be judged by: it needs "
+                    f"{2 * EVALUATION_STREAMS} (validation_tokens, or a longer file)."
+                )
         self.title, self.corpus, self.shape = title, corpus, shape
         self.metric, self.metric_of_loss = metric, metric_of_loss
         self.preset = preset
