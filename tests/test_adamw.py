@@ -993,3 +993,22 @@ TestTrainingScript.pytestmark = [
     pytest.mark.filterwarnings("ignore:weight prediction has done nothing so far"),
     pytest.mark.filterwarnings("ignore:weightcast.AdamW has not forecast so far"),
 ]
+
+
+@modes
+def test_two_forwards_before_one_backward_share_a_forecast(mode: str, monkeypatch) -> None:
+    """Also where the learning rate is a tensor on a device, which nobody waits for to compare."""
+    distance = weightcast.AdamW._distance
+    monkeypatch.setattr(
+        weightcast.AdamW,
+        "_distance",
+        lambda self, group, lr=None: torch.as_tensor(distance(self, group, lr)),
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    optimizer = weightcast.AdamW(model.parameters(), lr=0.1, **MODES[mode])
+    weightcast.attach(model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(torch.ones(2, 3)) + model(torch.zeros(2, 3))).sum().backward()
+        assert optimizer.is_predicted
+        optimizer.step()

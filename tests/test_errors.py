@@ -340,3 +340,15 @@ def test_fine_weights_are_not_reported(dtype: torch.dtype, silent: None) -> None
         embedding(torch.tensor([1, 2])).float().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_steps_that_come_and_go_are_not_reported(optimizer_class: type, silent: None) -> None:
+    model = torch.nn.Linear(3, 1)
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    prediction = weightcast.attach(model, optimizer, steps=0)
+    for steps in (0, 0, 0, 3, 3, 0, 0, 3):
+        prediction.steps = steps
+        optimizer.zero_grad()
+        model(torch.ones(4, 3)).sum().backward()
+        optimizer.step()

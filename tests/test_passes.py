@@ -149,6 +149,24 @@ def test_a_thousand_steps_make_one_plan(kind: str, dtype: torch.dtype, monkeypat
     assert {t.data_ptr() for t in prediction._memory.values()} == held
 
 
+def test_frozen_parameters_do_not_make_plans_anew(monkeypatch) -> None:
+    """They have no state, whatever else is allocated between the steps."""
+    made, others = [], []
+    build = plans._sorted
+    monkeypatch.setattr(plans, "_sorted", lambda *args: made.append(1) or build(*args))
+    model = holder([(3, 4), (5,), (2,)])
+    optimizer = optimizer_of(model.parameters(), "AdamW")
+    prediction = weightcast.attach(model, optimizer)
+    for step in range(30):
+        prediction.predict()
+        set_gradients(model, step, among=1)
+        optimizer.step()
+        others.append([{} for _ in range(step % 5)])
+        if step == 5:
+            made.clear()
+    assert len(made) == 0
+
+
 def displaced(p: Tensor, theta: Tensor) -> bool:
     return not torch.equal(p.detach(), theta)
 
@@ -262,6 +280,51 @@ def test_a_forecast_that_is_interrupted_leaves_the_true_weights(size, monkeypatc
         prediction.predict()
     assert not prediction.is_predicted
     assert same(theta, [p.detach() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_signal_during_a_kernel_leaves_the_true_weights(own: bool, monkeypatch) -> None:
+    """Python raises it when the kernel has run, before anybody has noted that it did."""
+    cpu = pytest.importorskip("weightcast.kernels.cpu", exc_type=ImportError)
+    model = holder([(300, 300), (4,)], torch.float32)
+    cls = weightcast.AdamW if own else torch.optim.AdamW
+    optimizer = cls(model.parameters(), lr=0.05)
+    prediction = weightcast.attach(model, optimizer, 2)
+    set_gradients(model, 0)
+    optimizer.step()
+    theta = [p.detach().clone() for p in model.parameters()]
+    run = cpu._run
+
+    def interrupted(*args):
+        run(*args)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict()
+    prediction.restore()
+    assert not prediction.is_predicted
+    assert same(theta, [p.detach() for p in model.parameters()])
+    prediction.predict()
+    assert displaced(model.tensors[0], theta[0])
+
+
+def test_a_learning_rate_of_one_element_is_a_number() -> None:
+    """Also of a single parameter without dimensions."""
+    model = holder([()])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor([0.05]), foreach=False)
+    prediction = weightcast.attach(model, optimizer, 2)
+    set_gradients(model, 0)
+    before = model.tensors[0].item()
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    try:
+        optimizer.step()
+    except RuntimeError as error:  # torch 2.6
+        pytest.skip(str(error))
+    theta = model.tensors[0].item()
+    prediction.predict()
+    assert model.tensors[0].item() == pytest.approx(theta + 2 * (theta - before), rel=1e-6)
 
 
 def test_a_rule_of_several_parameters_must_return_what_can_be_told_apart() -> None:

@@ -71,7 +71,7 @@ def test_the_library_can_be_read_in_ten_minutes() -> None:
     pipeline = LIBRARY / "pipeline.py"
     mechanism = set(LIBRARY.rglob("*.py")) - {*kernels, pipeline}
     assert code_lines(pipeline) <= 140
-    assert sum(map(code_lines, mechanism)) <= 1015
+    assert sum(map(code_lines, mechanism)) <= 1007
     assert sum(map(code_lines, kernels)) <= 960
 
 

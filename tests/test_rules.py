@@ -302,3 +302,20 @@ def test_parameters_that_share_one_state_are_all_predicted() -> None:
     assert not optimizer.state.get(model.tensors[1])  # still for the optimizer to initialise
     optimizer.load_state_dict(optimizer.state_dict())
     assert len(list(prediction.displacements())) == 1
+
+
+def test_an_observed_displacement_includes_weight_decay_once() -> None:
+    """Also where a group says that it is decoupled."""
+    model = torch.nn.Linear(3, 1).double()
+    optimizer = torch.optim.NAdam(
+        model.parameters(), lr=0.1, weight_decay=0.5, decoupled_weight_decay=True
+    )
+    prediction = weightcast.attach(model, optimizer, 2, weight_decay=True)
+    for _ in range(3):
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        model(torch.ones(4, 3).double()).square().mean().backward()
+        optimizer.step()
+    theta = model.weight.detach().clone()
+    with prediction.predicted():
+        torch.testing.assert_close(model.weight.detach(), theta - 2 * (before - theta))

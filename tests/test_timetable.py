@@ -757,3 +757,22 @@ def test_an_empty_or_frozen_group_is_no_obstacle(optimizer_class: type) -> None:
         torch.testing.assert_close(p.detach(), e, rtol=1e-12, atol=1e-12)
     prediction.restore()
     assert same(weights(model), theta)
+
+
+@KINDS
+def test_an_evaluation_that_was_interrupted_is_over(kind: dict) -> None:
+    """torch runs no hooks after a KeyboardInterrupt: what was to follow it never comes."""
+    model, _, prediction = attached(**kind)
+    model(data(model))
+    handle = model.register_forward_pre_hook(interrupt)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model.eval()(data(model))
+    handle.remove()
+    prediction.restore()
+    with torch.no_grad():
+        model.train()(data(model))
+    assert not prediction.is_predicted
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

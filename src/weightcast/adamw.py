@@ -77,7 +77,7 @@ class AdamW(torch.optim.AdamW):
         decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
         eager: End each step at θ̂.
         backup: What brings θ back when lazy: `"copy"`, bit for bit, at the price of one more copy
-            of the weights, or `"recompute"`, θ = θ̂ + s·Δ, exact up to the last bit.
+            of the weights, or `"recompute"`, θ = θ̂ + s·Δ, exact but for the last bit.
 
     Raises:
         InvalidArgumentError: an argument of its own has an impossible value.
@@ -353,12 +353,9 @@ class AdamW(torch.optim.AdamW):
         fresh: list[Tensor] = []
         idle: list[Tensor] = []
         for p in group["params"]:
-            if (grad := p.grad) is None:
-                idle.append(p)
-            elif grad.is_sparse:
+            if (grad := p.grad) is not None and grad.is_sparse:
                 raise InvalidTypeError(_SPARSE)
-            else:
-                (known if self.state.get(p) else fresh).append(p)
+            (idle if grad is None else known if self.state.get(p) else fresh).append(p)
         self._leave(group, fresh)
         self._move(group, then, idle)
         ahead = group.get(DISTANCE, 0.0)

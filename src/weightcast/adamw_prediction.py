@@ -45,8 +45,10 @@ class AdamWPrediction(WeightPrediction):
         """Move the weights to θ̂, as `AdamW.train`."""
         optimizer = self._attached()
         assert isinstance(optimizer, AdamW)
-        self._settings_used = self._settings(optimizer)
-        optimizer.train()
+        settings = self._settings(optimizer)
+        if not self._is_awaited or settings != self._settings_used:
+            self._settings_used = settings
+            optimizer.train()
 
     def restore(self) -> None:
         """Put the true weights back, as `AdamW.eval`."""

@@ -43,8 +43,8 @@ def attach(
             the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.
             `weightcast.AdamW` keeps its steps there: they are set if given.
         rule: Where Δ comes from: a function as for `register_rule`, `"observed"` (the difference of
-            the weights around the last step), or None for the rule of the optimizer's class, else
-            `"observed"`.
+            the weights around the last step), or None: the rule of the optimizer's class, or
+            `"observed"` if it has none.
         decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s: what momentum alone would still
             do. `steps` may then be infinite.
         weight_decay: Include decoupled weight decay, θ̂ = (1 - γλ)ˢ·θ - s·Δ. An observed Δ includes

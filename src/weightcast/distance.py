@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
-from weightcast.rules import Group, Rule, rate
+from weightcast.rules import OBSERVED_RULE, Group, Rule, rate
 
 STEPS = "prediction_steps"
 """Group key: s of the group alone."""
@@ -68,6 +68,7 @@ def decaying_steps(steps: float, group: Group) -> float:
 def decay_factor(rule: Rule, group: Group, steps: float) -> Any:
     """What `steps` steps of decoupled weight decay leave of a weight: (1 - γλ)ˢ."""
     decay = group.get("weight_decay", 0.0)
-    if not decay or not group.get("decoupled_weight_decay", rule.decoupled):
+    is_decoupled = group.get("decoupled_weight_decay", rule.decoupled)
+    if not decay or not is_decoupled or rule is OBSERVED_RULE:  # what was seen includes it
         return 1.0
     return (1 - rate(group) * decay) ** steps

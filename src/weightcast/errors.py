@@ -18,4 +18,4 @@ class UnsupportedOptimizerError(InvalidTypeError):
 
 
 class PredictionWarning(UserWarning):
-    """A prediction that would silently do nothing, reported once."""
+    """Prediction does nothing, or undoes what others do; reported once."""

@@ -12,6 +12,9 @@ from weightcast.passes import buffer_like, nonzero
 from weightcast.rules import OBSERVED, Group, rate
 from weightcast.tensors import moving, plain, plain_all
 
+_UNKNOWN: dict[str, Any] = {}
+"""The state of a parameter that has none: one object, so that a plan knows it again."""
+
 
 class Observer:
     """Keeps θ from before a step, and what the step subtracted from it.
@@ -22,21 +25,12 @@ class Observer:
 
     def __init__(self) -> None:
         self.apart: dict[Tensor, dict[str, Any]] = {}  # state of those whose own stays empty
-        self._before: list[tuple[Group, list[Tensor], list[Tensor]]] = []
+        self.watched: list[tuple[Group, list[Tensor], list[Tensor]]] = []  # θ from before a step
         self._spare: dict[Tensor, Tensor] = {}  # a second memory, where a step may be skipped
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether a step is under way, and θ from before it is kept."""
-        return bool(self._before)
 
     def states_of(self, optimizer: Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
         """The optimizer's states of parameters, or what is kept in their place."""
-        return [optimizer.state.get(p) or self.apart.get(p, {}) for p in params]
-
-    def begin(self) -> None:
-        """A step begins; one that raised never ended."""
-        self._before.clear()
+        return [optimizer.state.get(p) or self.apart.get(p, _UNKNOWN) for p in params]
 
     def remember(self, optimizer: Optimizer, group: Group, held: dict[Tensor, Tensor]) -> None:
         """Keep θ of a group's parameters; `held` is the memory that holds it already."""
@@ -53,7 +47,7 @@ class Observer:
             with moving():
                 torch._foreach_copy_(plain_all(fresh.values()), plain_all(fresh))
         buffers = list(map((held | fresh).__getitem__, params))
-        self._before.append((group, params, buffers))
+        self.watched.append((group, params, buffers))
 
     def forget(self, optimizer: Optimizer, group: Group) -> None:
         """An old displacement is not to be taken for the last one later."""
@@ -63,7 +57,7 @@ class Observer:
     def compare(self, optimizer: Optimizer) -> None:
         """The step has ended: what it subtracted is the displacement."""
         found_inf = getattr(optimizer, "found_inf", None)
-        for group, params, buffers in self._before:
+        for group, params, buffers in self.watched:
             with moving():
                 torch._foreach_sub_(plain_all(buffers), plain_all(params))
                 torch._foreach_div_(plain_all(buffers), nonzero(rate(group)))
@@ -76,12 +70,7 @@ class Observer:
                     _keep_if(found_inf, displacement, state[OBSERVED])
                     self._spare[p] = state[OBSERVED]
                 state[OBSERVED] = displacement
-        self._before.clear()
-
-    def clear(self) -> None:
-        """Give all memory back."""
-        for held in (self.apart, self._before, self._spare):
-            held.clear()
+        self.watched.clear()
 
 
 def takes_part(p: Tensor) -> bool:

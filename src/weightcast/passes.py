@@ -2,7 +2,7 @@
 
 | parameters | how |
 |---|---|
-| on a CPU or GPU for which there are kernels, by Adam's rule | kernels: one pass |
+| float32, on a CPU or GPU for which there are kernels, by Adam's rule | kernels: one pass |
 | on a CPU, by an element-wise rule, large | tiles: what is computed of each stays in the cache |
 | on a CPU, by an element-wise rule, small | gathered: one formula for many |
 | on other devices, by an element-wise rule | multi-tensor, where torch's optimizer is |
@@ -116,6 +116,8 @@ class Batch:
 
     def displacements(self) -> list[Tensor]:
         """Δ of each parameter, as new `plain` tensors."""
+        if self.is_observed and OBSERVED not in self.states[0]:  # predicted
+            return list(torch._foreach_mul(self.observed(), rate(self.group)))
         pairs = zip(self.params, self.states, strict=True)
         return [self._deltas(StateView([state]), [plain(p)])[0] for p, state in pairs]
 

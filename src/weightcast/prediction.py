@@ -6,6 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -102,8 +103,8 @@ class WeightPrediction:
         except BaseException:
             self.restore()
             raise
-        if not self._observer.is_watching:  # then its memory holds θ from before the step
-            self._reports.check_anything_known(batches, self._is_wanted)
+        if not self._observer.watched:  # then its memory holds θ from before the step
+            self._reports.check_anything_known(batches)
 
     @untraced
     def restore(self) -> None:
@@ -112,7 +113,7 @@ class WeightPrediction:
 
     @contextmanager
     def predicted(self) -> Iterator[WeightPrediction]:
-        """Run forward and backward at θ̂; θ is back afterwards, also after an exception."""
+        """Run forward and backward at θ̂; afterwards the weights are where they were, always."""
         nested = self.is_predicted
         self.predict()
         try:
@@ -128,15 +129,10 @@ class WeightPrediction:
         """
         if (optimizer := self._optimizer()) is None:
             return
-        pairs: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
-            for batch in self._batches(optimizer):
-                pairs += zip(batch.params, batch.displacements(), strict=True)
-            for batch in self._moved:
-                if batch.is_observed:
-                    deltas = torch._foreach_mul(batch.observed(), rate(batch.group))
-                    pairs += zip(batch.params, deltas, strict=True)
-        for p, delta in pairs:
+            batches = [*self._batches(optimizer), *(b for b in self._moved if b.is_observed)]
+            pairs = [zip(b.params, b.displacements(), strict=True) for b in batches]
+        for p, delta in chain.from_iterable(pairs):
             yield p, torch.view_as_complex(delta) if p.is_complex() else delta
 
     def detach(self) -> None:
@@ -147,8 +143,7 @@ class WeightPrediction:
         if (optimizer := self._optimizer()) is not None:
             for state in optimizer.state.values():
                 state.pop(OBSERVED, None)
-        for held in (self._plans, self._memory, self._observer):
-            held.clear()
+        self._plans, self._memory, self._observer = {}, {}, Observer()
         self._model = self._optimizer = _nobody
 
     # --- belonging -------------------------------------------------------------------------------
@@ -172,7 +167,7 @@ class WeightPrediction:
         optimizer = self._optimizer()
         held = self._restore(for_update=not hasattr(optimizer, "found_inf"))
         # a closure may run several times within a step, and may detach
-        if optimizer is None or self._observer.is_watching:
+        if optimizer is None or self._observer.watched:
             return
         for group in (g for g in optimizer.param_groups if self._rule_of(g) is OBSERVED_RULE):
             if self._reach(group):
@@ -242,7 +237,7 @@ class WeightPrediction:
         self._moved.append(batch)
 
     def _restore(self, *, for_update: bool) -> dict[Tensor, Tensor]:
-        """Bring every batch back to θ; forgotten only then, whatever interrupts.
+        """Bring every batch back to θ; each is forgotten only once it is, whatever interrupts.
 
         Before an update that is observed, the memory of the last displacements goes on to hold θ,
         and is returned.

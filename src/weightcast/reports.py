@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,20 +20,21 @@ class Reports:
     """What has happened so far, as far as it tells whether prediction works at all."""
 
     def __init__(self) -> None:
-        self.steps_taken = 0
+        self.has_stepped = False  # and would have predicted
         self.ever_predicted = False
         self._has_looked = False
         self.writes = 0  # to the predicted weights, at the forecast
         self._made: set[str] = set()
 
-    def check_ever_predicted(self, is_wanted: Callable[[], bool]) -> None:
+    def step_taken(self, is_wanted: bool) -> None:
         """Say so if this is the second step without a forecast."""
-        if self.steps_taken and not self.ever_predicted and is_wanted():
+        if self.has_stepped and not self.ever_predicted and is_wanted:
             self._report(_NEVER_CALLED)
+        self.has_stepped = is_wanted
 
-    def check_anything_known(self, batches: Sequence[Batch], is_wanted: Callable[[], bool]) -> None:
+    def check_anything_known(self, batches: Sequence[Batch]) -> None:
         """Say so if no parameter has a displacement after a step."""
-        if self.steps_taken and not batches and is_wanted():
+        if self.has_stepped and not batches:
             self._report(_NOTHING_MOVED)
 
     def check_coarseness(self, moved: Sequence[Batch]) -> None:

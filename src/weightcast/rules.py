@@ -179,14 +179,14 @@ def adam(state: Mapping[str, Any], group: Group) -> Any:
     v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     m_hat = state["exp_avg"] / (1 - beta1 ** state["step"])
     v_hat = v / (1 - beta2 ** state["step"])
-    return group["lr"] * m_hat / (v_hat.sqrt() + group["eps"])
+    return rate(group) * m_hat / (v_hat.sqrt() + group["eps"])
 
 
 @register_rule(torch.optim.Adamax, foreach=True)
 def adamax(state: Mapping[str, Any], group: Group) -> Any:
     """Δ = γ·m̂ / u, with u the running maximum of |g|."""
     m_hat = state["exp_avg"] / (1 - group["betas"][0] ** state["step"])
-    return group["lr"] * m_hat / state["exp_inf"]
+    return rate(group) * m_hat / state["exp_inf"]
 
 
 @register_rule(torch.optim.RAdam, when=lambda group: not group["capturable"], foreach=True)
@@ -197,10 +197,10 @@ def radam(state: Mapping[str, Any], group: Group) -> Any:
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
     if rho <= 5:
-        return group["lr"] * m_hat
+        return rate(group) * m_hat
     r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     scale = (r2 * (1 - beta2**t)) ** 0.5
-    return group["lr"] * scale * m_hat / (state["exp_avg_sq"].sqrt() + group["eps"])
+    return rate(group) * scale * m_hat / (state["exp_avg_sq"].sqrt() + group["eps"])
 
 
 @register_rule(
@@ -208,13 +208,13 @@ def radam(state: Mapping[str, Any], group: Group) -> Any:
 )
 def sgd(state: Mapping[str, Any], group: Group) -> Any:
     """Δ = γ·b, with b the momentum buffer."""
-    return group["lr"] * state["momentum_buffer"]
+    return rate(group) * state["momentum_buffer"]
 
 
 @register_rule(torch.optim.RMSprop, when=lambda group: group["momentum"] > 0, foreach=True)
 def rmsprop(state: Mapping[str, Any], group: Group) -> Any:
     """Δ = γ·b, with b the momentum of the normalised gradients."""
-    return group["lr"] * state["momentum_buffer"]
+    return rate(group) * state["momentum_buffer"]
 
 
 @register_rule(torch.optim.Rprop, foreach=True)

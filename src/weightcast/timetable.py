@@ -94,10 +94,12 @@ class Timetable:
             prediction.detach()
         elif not model.training:
             self._evaluations.append(prediction._pause())
-        elif torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
-            prediction.predict()
-        elif not prediction._is_awaited:
-            prediction.restore()
+        else:
+            self._evaluations.clear()  # one that was interrupted never ended
+            if torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
+                prediction.predict()
+            elif not prediction._is_awaited:
+                prediction.restore()
         self._gather_anew()
 
     @untraced
@@ -120,7 +122,7 @@ class Timetable:
         self.prediction.restore()
         self.prediction._plans.clear()  # they hold the old state
         self.prediction._observer.apart.clear()
-        self.prediction._reports.steps_taken = 0  # it may be that of an optimizer before its first
+        self.prediction._reports.has_stepped = False  # the loaded one may not have
 
     @untraced
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -130,9 +132,8 @@ class Timetable:
         if prediction._steps_running > 1:
             prediction.restore()
             return None
-        prediction._observer.begin()
+        prediction._observer.watched.clear()  # a step that raised never ended
         if not callable(closure):
-            reports.check_ever_predicted(prediction._is_wanted)
             prediction._restore_for_update()
             return None
         prediction.restore()
@@ -148,7 +149,6 @@ class Timetable:
                 raise
             # some trainers pass a closure that does nothing after a backward of their own
             reports.ever_predicted = ever or marks_of_gradients(optimizer) != gradients
-            reports.check_ever_predicted(prediction._is_wanted)
             prediction._steps_running = 1
             prediction._restore_for_update()
             return loss
@@ -161,8 +161,8 @@ class Timetable:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.prediction._steps_running -= 1
         if self.prediction._steps_running == 0:
-            self.prediction._reports.steps_taken += 1
             self.prediction._observer.compare(optimizer)
+            self.prediction._reports.step_taken(self.prediction._is_wanted())
 
 
 _TRACED = "the model is exported while its weights are predicted: call prediction.restore() first."

@@ -37,6 +37,7 @@ typedef struct {
     double back, ahead;                  /* displacements that param is ahead now, and then */
     double gradient;                     /* factor of the gradient: unscaling, and -1 to maximise */
     double joint;                        /* not 0: one division may serve for two */
+    double done;                         /* set when all has run */
 } Settings;
 
 typedef struct {
@@ -255,7 +256,7 @@ static void *run_thread(void *work) {
     return 0;
 }
 
-void weightcast_run(const Operand *operands, int64_t count, const Settings *settings, int what,
+void weightcast_run(const Operand *operands, int64_t count, Settings *settings, int what,
                     int is_bfloat16, int threads, Parallel parallel) {
     Work work;
     pthread_t workers[MAX_THREADS];
@@ -277,10 +278,12 @@ void weightcast_run(const Operand *operands, int64_t count, const Settings *sett
     }
     if (threads > 1 && parallel) {
         parallel(take_shares, &work, 0, 0);
+        settings->done = 1;
         return;
     }
     while (started < threads - 1 && !pthread_create(&workers[started], 0, run_thread, &work))
         started++;
     take_shares(&work);
     while (started) pthread_join(workers[--started], 0);
+    settings->done = 1;
 }

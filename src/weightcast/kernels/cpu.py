@@ -19,14 +19,11 @@ from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _FORECAST, _STEP, _RESTORE = range(3)  # as in adamw.c
-_NOTHING = Settings(0.0, 0.0, 0.0, 0.0)
+_NUMBERS = ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient", "joint", "done")
 
 
 class _Settings(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_double)
-        for name in ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient", "joint")
-    )
+    _fields_ = tuple((name, ctypes.c_double) for name in _NUMBERS)
 
 
 def _library() -> ctypes.CDLL:
@@ -96,7 +93,7 @@ def restore(o: Operands) -> None:
         o.prepared = _prepare(o)
     places = list(map(Tensor.data_ptr, o.params))
     if o.prepared and o.prepared[:: len(_COLUMNS)].tolist() == places:
-        _launch(o, _NOTHING, _RESTORE)
+        _launch(o, Settings(0.0, 0.0, 0.0, 0.0), _RESTORE)
     else:
         eager.restore(o)
 
@@ -121,9 +118,13 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
         s.is_joint,
     )
     is_bfloat16 = o.params[0].dtype is torch.bfloat16
-    threads = torch.get_num_threads()
     table, count = operands.buffer_info()[0], len(o.params)
-    _run(table, count, settings, what, is_bfloat16, threads, _PARALLEL)
+    try:
+        _run(table, count, settings, what, is_bfloat16, torch.get_num_threads(), _PARALLEL)
+    except BaseException:  # a signal that came meanwhile is raised when all has run
+        if settings.done and what == _FORECAST and o.sinks:
+            torch._foreach_copy_(o.params, o.sinks)
+        raise
     torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 
