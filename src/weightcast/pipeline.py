@@ -57,8 +57,8 @@ class AsyncPipeline:
 
     Raises:
         WeightcastError: there is no process group.
-        InvalidArgumentError: `prediction` belongs to another optimizer; `beyond` without a prediction;
-            a parameter group with `"prediction_steps"` of its own.
+        InvalidArgumentError: `prediction` belongs to another optimizer; there is `beyond` and no
+            `prediction`; a parameter group with `"prediction_steps"` of its own.
 
     Example:
         On every rank, under `torchrun`:
