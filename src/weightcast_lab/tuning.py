@@ -247,8 +247,9 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
     for arm in study.arms:
         final = arm.measuring(arm.methods, results)
         content = content_of(final, dict(results), failures)
-        for run in content["runs"]:
-            del run["history"]["train_loss"]  # of thousands, and no report reads it
+        for run in content["runs"]:  # thousands: without what no report reads
+            del run["history"]["train_loss"]
+            run["history"]["seconds"] = run["history"]["seconds"][-1:]
         for entry, method in zip(content["methods"], final.methods, strict=True):
             plain = replace(method, learning_rate=None)
             choice = arm.choice(plain, results)
