@@ -414,7 +414,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 REMARKS = {
     "cpu": "Milliseconds vary with what else runs on the machine; ratios, by a few hundredths from "
-    "process to process, as memory happens to be laid out. One thread waits for what it reads, "
+    "process to process, as memory happens to be laid out. One thread seems to wait for reads, "
     "seven words an element with a lazy forecast and four in torch's step: 1.75 times as many.",
     "cuda": "Ten steps are timed together and nothing waits in between, as in a loop: what counts "
     "is the longer of the GPU's time and the host's. The host's, in Python, is the longer where "
