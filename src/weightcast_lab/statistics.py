@@ -30,9 +30,12 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside; never for values without any scatter, which prove nothing."""
-        if self.half_width is None:
-            return False
-        return abs(self.mean) > self.half_width > NO_SCATTER * abs(self.mean)
+        return self.half_width is not None and not self.is_tie and abs(self.mean) > self.half_width
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the values are equal, but for rounding."""
+        return self.half_width is not None and self.half_width <= NO_SCATTER * abs(self.mean)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -67,9 +70,9 @@ def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | No
     )
     error = math.sqrt(variance) / len(groups)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    is_tie = quantile * error <= NO_SCATTER * abs(mean)
-    p = 1.0 if is_tie else 2 * float(stats.t.sf(abs(mean) / error, freedom))
-    return Interval(mean, quantile * error, n), p
+    interval = Interval(mean, quantile * error, n)
+    p = 1.0 if interval.is_tie else 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    return interval, p
 
 
 def p_value(values: Sequence[float]) -> float:

@@ -227,8 +227,9 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
         assert len(first) == 1  # the same initial weights for every method
         tried = experiment["search"]["tried"]
         assert len(tried) == 9
+        assert experiment["search"]["seeds"] == [100, 101]
         assert all(len(entry["final loss"]) == 2 for entry in tried)
-        assert all(None in e["final loss"] for e in tried if e["learning rate"] > 1)
+        assert all(e["final loss"] == [None, None] for e in tried if e["learning rate"] > 1)
         # the chosen rate is the best of the search
         for method in experiment["methods"]:
             means = {

@@ -19,6 +19,7 @@ from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _FORECAST, _STEP, _RESTORE = range(3)  # as in adamw.c
+_NOTHING = Settings(0.0, 0.0, 0.0, 0.0)
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient", "joint", "done")
 
 
@@ -93,7 +94,7 @@ def restore(o: Operands) -> None:
         o.prepared = _prepare(o)
     places = list(map(Tensor.data_ptr, o.params))
     if o.prepared and o.prepared[:: len(_COLUMNS)].tolist() == places:
-        _launch(o, Settings(0.0, 0.0, 0.0, 0.0), _RESTORE)
+        _launch(o, _NOTHING, _RESTORE)
     else:
         eager.restore(o)
 
@@ -117,10 +118,9 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
         gradient,
         s.is_joint,
     )
-    is_bfloat16 = o.params[0].dtype is torch.bfloat16
-    table, count = operands.buffer_info()[0], len(o.params)
+    table, is_bfloat16 = operands.buffer_info()[0], o.params[0].dtype is torch.bfloat16
     try:
-        _run(table, count, settings, what, is_bfloat16, torch.get_num_threads(), _PARALLEL)
+        _run(table, len(o.params), settings, what, is_bfloat16, torch.get_num_threads(), _PARALLEL)
     except BaseException:  # a signal that came meanwhile is raised when all has run
         if settings.done and what == _FORECAST and o.sinks:
             torch._foreach_copy_(o.params, o.sinks)
