@@ -35,6 +35,7 @@ class Workload:
         delay: How many steps late every gradient is applied.
         series: The name that workloads have in common which differ in their delay alone; they are
             asked questions of their own.
+        cosine, warmup, averages: As in `train.Settings`.
     """
 
     label: str
@@ -50,6 +51,9 @@ class Workload:
     variant_of: str = ""
     delay: int = 0
     series: str = ""
+    cosine: bool = False
+    warmup: float = 0.0
+    averages: tuple[float, ...] = ()
 
     @property
     def hyperparameters(self) -> Hyperparameters:
