@@ -17,6 +17,7 @@ from weightcast_lab.results import Results, summarize
 from weightcast_lab.store import write_atomically
 from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
 from weightcast_lab.tables import terminal_report as comparison_in_terminal
+from weightcast_lab.trials import report as trials_report
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ KINDS = (
         foresight_report.markdown,
         _foresight_files,
     ),
+    Kind("trial", trials_report.terminal, trials_report.markdown, trials_report.files),
     Kind(
         "variant_of",
         study_tables.terminal,

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from scipy import stats
 from torch import nn
 
 pytest.importorskip("torchvision")
 
+from tests.lab.conftest import LineTask
 from weightcast_lab.optimizers import Method
 from weightcast_lab.readings import Averages
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import cosine_factor
-from weightcast_lab.trials import page
+from weightcast_lab.trials import page, report
+from weightcast_lab.trials.answers import answers, savings, tolerances, visible_change
+from weightcast_lab.trials.contents import contents_of
 from weightcast_lab.trials.protocol import CANDIDATES, QUESTIONS, ROUNDS, WORKLOADS
-from weightcast_lab.trials.search import search
+from weightcast_lab.trials.search import open_trials, search
 
 
 def test_the_page_is_the_protocol() -> None:
@@ -203,3 +210,148 @@ def test_a_folder_with_texts_is_read_by_character(tmp_path: Path) -> None:
     loss = task.test_loss(model)
     assert loss is not None
     assert task.test(model)["test bits per character"] == pytest.approx(loss / math.log(2))
+
+
+# --- the whole study on losses that a formula gives ----------------------------------------------
+
+
+def _loss(name: str, rate: float, seed: int, length: float) -> float:
+    """A valley in the rate whose place and depth are the method's, and some scatter of seeds."""
+    best = {"adamw": 3e-3, "adamw-s3": 5.2e-3}.get(name, 3e-3)
+    depth = {"adamw": 1.40, "adamw-s3": 1.36, "adamw-b0.8": 1.37, "nadamw_mu": 1.37}
+    scatter = 0.002 * math.sin(7 * seed + 3 * len(name))
+    return (
+        depth.get(name, 1.38) + 0.05 * math.log(rate / best) ** 2 + scatter - 0.1 * math.log(length)
+    )
+
+
+def _result(job) -> dict:
+    name, rate, seed = job.cell.method.name, job.cell.method.learning_rate, job.cell.seed
+    key = job.files.folder.relative_to(job.files.folder.parents[4]).parts[0]
+    length = float(key.partition("-x")[2] or 1)
+    loss = _loss(name, rate, seed, length)
+    averages = {f"average-{share:g}": loss + d for share, d in ((0.01, 0), (0.03, -0.01), (0.1, 1))}
+    readings = {"true": loss} | averages
+    return {
+        "diverged_at": 3 if name == "adamw-s1" and seed == 4 else None,
+        "readings": {n: {"validation": v, "test": v + 0.1} for n, v in readings.items()},
+        "history": {"step": [0, 10]},
+        "cpu_seconds": 1.0,
+        "memory": 2.0,
+        "environments": [
+            {
+                "device": "cpu",
+                "hardware": "a processor",
+                "python": "3.11",
+                "torch": "2.14",
+                "weightcast": "0.1",
+            }
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """All experiments of a finished study, and its raw results."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "weightcast_lab.trials.search.tasks_of",
+            lambda settings: dict.fromkeys(settings, LineTask()),
+        )
+        trials = open_trials(DataSource(), "cpu", tmp_path_factory.mktemp("trials"))
+        results: dict = {}
+        for phase in trials.phases(results):
+            results |= {job: _result(job) for job in phase.jobs if job not in results}
+        return [e | {"command": ""} for e in contents_of(trials, results, {})], results
+
+
+def test_every_round_ends_and_leaves_its_runs(studied) -> None:
+    experiments, results = studied
+    by_key = {e["key"]: e for e in experiments}
+    assert set(by_key) == set(WORKLOADS)
+    long = by_key["long-cosine"]
+    best = {(c["candidate"], c["at"]): c for c in long["choices"]}
+    assert best["adamw", "usual"]["rate"] == 3e-3
+    assert best["adamw-s3", "usual"]["rate"] == 5.2e-3
+    assert best["adamw", "best"]["name"] == "adamw-b0.8"
+    assert best["adamw-average", "usual"]["reading"] == "average-0.03"
+    for choice in long["choices"]:
+        runs = [
+            r for r in long["runs"] if (r["name"], r["rate"]) == (choice["name"], choice["rate"])
+        ]
+        assert {run["seed"] for run in runs} == {0, 1, 2, 3, 4}
+    assert {r["seed"] for r in by_key["longer-text-cosine"]["runs"]} == {0, 1, 2}
+    assert len(results) == sum(len(e["runs"]) + len(e["search"]) for e in experiments)
+
+
+def test_a_sample_of_the_tables_is_what_other_code_finds_in_the_raw_runs(studied) -> None:
+    experiments, results = studied
+    raw = {
+        (job.experiment, job.cell.method.name, job.cell.method.learning_rate, job.cell.seed): r
+        for job, r in results.items()
+    }
+    label = WORKLOADS["long-cosine"].label
+    answer = next(a for a in answers(experiments) if (a.question.key, a.at) == ("nadamw", "usual"))
+    row = next(one.row for one in answer.rows if one.row.name == "adamw-s3")
+    effect = row.effects[answer.workloads.index(label)]
+    both = [
+        [raw[f"{label} (final)", name, rate, seed]["readings"]["true"]["test"] for seed in range(5)]
+        for name, rate in (("adamw-s3", 5.2e-3), ("nadamw_mu", 3e-3))
+    ]
+    found = stats.ttest_rel(*(np.log(losses) for losses in both))
+    low, high = found.confidence_interval(0.95)
+    assert effect.change.mean == pytest.approx((low + high) / 2, rel=1e-4)
+    assert effect.change.half_width == pytest.approx((high - low) / 2, rel=1e-3)
+    diverged = next(one for one in answer.rows if one.row.name == "adamw-s1")
+    assert diverged.row.overall.problem == "1 of 5 diverged"
+    assert not diverged.row.overall.verdict
+
+
+def test_steps_saved_are_where_the_line_meets_the_rival(studied) -> None:
+    """Losses fall by 0.1 for each unit of log length: 0.01 of loss saves 1 - exp(-0.1) of all."""
+    experiments, _ = studied
+    found = {(s.candidate, s.rival, s.workload, s.at): s for s in savings(experiments)}
+    label = WORKLOADS["long-cosine"].label
+    saving = found["adamw-s3", "nadamw_mu", label, "usual"]
+    expected = [
+        1 - math.exp((_loss("adamw-s3", 5.2e-3, s, 1) - _loss("nadamw_mu", 3e-3, s, 1)) / 0.1)
+        for s in range(5)
+    ]
+    assert saving.share.mean == pytest.approx(np.mean(expected), rel=1e-4)
+    assert found["adamw-s3", "adamw", label, "usual"].is_more  # 0.04 of loss: a third of the steps
+    worse = found["adamw", "adamw-s3", label, "usual"]
+    assert worse.share is None
+    assert not worse.is_more
+
+
+def test_the_visible_change_is_one_that_four_of_five_studies_show() -> None:
+    """Of five pairs of unit scatter, by simulation."""
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=5)
+    sample /= sample.std(ddof=1)
+    change = visible_change([sample])
+    studies = change + rng.normal(size=(20_000, 5))
+    shown = stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05
+    assert shown.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_range_that_is_forgiven_lies_where_the_valley_is_two_percent_up(studied) -> None:
+    experiments, _ = studied
+    label = WORKLOADS["text-lstm-cosine"].label
+    found = {(t.candidate, t.workload): t for t in tolerances(experiments)}
+    tolerance = found["adamw-s3", label]
+    # 0.02·1.36 of loss is a distance of √0.544 on either side, up to the grid's straight lines
+    assert math.log(tolerance.factor) == pytest.approx(2 * math.sqrt(0.544), rel=0.15)
+    assert not tolerance.is_open
+
+
+def test_the_report_shows_every_question(studied) -> None:
+    experiments, _ = studied
+    text = report.markdown(experiments)
+    for question in QUESTIONS:
+        assert question.text in text
+    assert "1 of 5 diverged" in text
+    console = Console(width=400, file=io.StringIO())
+    console.print(report.terminal(experiments))
+    assert "Steps saved" in console.file.getvalue()
+    assert {"tables.md", "nadamw-usual.png", "muon-best.png"} <= set(report.files(experiments))

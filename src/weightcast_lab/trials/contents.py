@@ -15,11 +15,13 @@ def contents_of(
     trials: OpenTrials, results: RunResults, failures: Failures
 ) -> list[dict[str, Any]]:
     """One experiment a workload that has finished runs."""
-    found = [_content(arm, results, failures) for arm in trials.arms.values()]
+    found = [_content(trials, arm, results, failures) for arm in trials.arms.values()]
     return [content for content in found if content["runs"] or content["search"]]
 
 
-def _content(arm: Arm, results: RunResults, failures: Failures) -> dict[str, Any]:
+def _content(
+    trials: OpenTrials, arm: Arm, results: RunResults, failures: Failures
+) -> dict[str, Any]:
     workload = WORKLOADS[arm.key]
     parts = {
         name: {job: r for job, r in results.items() if job.files.folder.is_relative_to(e.folder)}
@@ -41,11 +43,27 @@ def _content(arm: Arm, results: RunResults, failures: Failures) -> dict[str, Any
             for job, reason in failures.items()
             if job.experiment in (arm.search.label, arm.final.label)
         ],
+        "choices": [
+            {
+                "candidate": name,
+                "at": at,
+                "name": choice.candidate.method.name,
+                "rate": choice.rate,
+                "reading": trials.arms[_full(arm.key)].reading(choice, results),
+                "is_edge": choice.is_edge,
+            }
+            for name, at, choice in trials.choices(arm.key, results)
+        ],
         **{
-            name: [_short(job, r, environments) for job, r in part.items()]
+            name: [_short(job, result, environments) for job, result in part.items()]
             for name, part in parts.items()
         },
     }
+
+
+def _full(key: str) -> str:
+    """The workload of full length."""
+    return key.partition("-x")[0]
 
 
 def _short(job: Job, result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:

@@ -103,6 +103,9 @@ class Choice:
     is_edge: bool = False
 
 
+BEST = ("best", Stage.MOMENTA)
+
+
 @dataclass(frozen=True)
 class Arm:
     """A workload, and where its runs live."""
@@ -156,6 +159,19 @@ class Arm:
             return wanted, None
         best = min((c for _, c in each if c is not None), key=lambda choice: choice.loss)
         return self.searching(best.candidate, results, refined=True)
+
+    def reading(self, choice: Choice, results: RunResults) -> str:
+        """Where a candidate's loss is read: θ, or the average that its search found best."""
+        if not choice.candidate.averaged:
+            return TRUE
+        jobs = [
+            self.job(choice.candidate, choice.rate, seed, is_search=True) for seed in SEARCH_SEEDS
+        ]
+        found = [results[job]["readings"] for job in jobs if job in results]
+        return min(
+            map(average_name, AVERAGES),
+            key=lambda name: sum(readings[name]["validation"] for readings in found if readings),
+        )
 
     def from_shorter(self, found: Choice, results: RunResults) -> tuple[list[Job], Choice | None]:
         """For a run four times as long: the rate that was found, or one √3 lower; one search seed.
@@ -228,6 +244,19 @@ class OpenTrials:
                 if choice is not None:
                     seeds = LONGER_SEEDS if one.stage is Stage.LONGER else SEEDS
                     yield self.arms[key].finals(choice, seeds)
+
+    def choices(self, key: str, results: RunResults) -> Iterator[tuple[str, str, Choice]]:
+        """Of a workload: the candidate's name, `usual` or `best` momentum, and the choice."""
+        base = next((k for k in WORKLOADS if key in (shorter(k, x) for x in LENGTHS)), key)
+        rounds = [one for one in self.rounds if base in one.workloads]
+        for candidate in dict.fromkeys(c for one in rounds for c in one.candidates):
+            stages = {one.stage for one in rounds if candidate in one.candidates}
+            for at, stage in (("usual", Stage.DEFAULTS), ("usual", Stage.LONGER), BEST):
+                if stage in stages:
+                    one = Round("", (base,), (candidate,), stage)
+                    _, choice = self._searched(one, self.arms[base], candidate, results)
+                    if choice is not None:
+                        yield candidate.name, at, choice
 
     def _at_lengths(self, one: Round, results: RunResults) -> Iterator[Job]:
         for length in LENGTHS:
