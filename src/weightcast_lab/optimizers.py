@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import weightcast
-from weightcast.rules import OBSERVED
+from weightcast.displacement.reach import checked_steps
+from weightcast.displacement.rules import OBSERVED
 from weightcast_lab.environment import NOT_INSTALLED, installed_version
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.own import is_own, load, name_in
@@ -297,7 +298,7 @@ class Method:
                     f"own; name it as --baseline {self.optimizer}."
                 )
             try:
-                weightcast.WeightPrediction(self.steps, decaying=self.decaying)
+                checked_steps(self.steps, "steps", self.decaying)
             except ValueError as error:
                 raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
         if self.learning_rate is not None:
