@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 import weightcast
 from weightcast_lab.environment import environment
-from weightcast_lab.store import to_json
+from weightcast_lab.files import to_json
 
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "steps": 3}
 WEIGHTS = 2000

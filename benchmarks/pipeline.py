@@ -37,7 +37,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 import weightcast
 from weightcast.pipeline import AsyncPipeline
 from weightcast_lab.environment import environment
-from weightcast_lab.store import to_json, write_atomically
+from weightcast_lab.files import to_json, write_atomically
 from weightcast_lab.tables import fill_document, markdown_rows
 
 NAME = "benchmarks/results/pipeline.json"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import weightcast
 from weightcast_lab.environment import environment
-from weightcast_lab.store import to_json
+from weightcast_lab.files import to_json
 
 Step = Callable[[], Any]
 

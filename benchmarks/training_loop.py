@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from weightcast_lab.environment import environment
+from weightcast_lab.files import to_json, write_atomically
 from weightcast_lab.optimizers import Hyperparameters, Method
 from weightcast_lab.protocol import EPS, WEIGHT_DECAY, preset_named
 from weightcast_lab.runner import prepare_process
-from weightcast_lab.store import RunFiles, to_json, write_atomically
 from weightcast_lab.tables import fill_document, markdown_rows
 from weightcast_lab.tasks import DataSource, Task, make_task
 from weightcast_lab.train import Cell, Settings, batch_order, train
@@ -70,8 +70,11 @@ def evaluate(task: Task, model: torch.nn.Module) -> None:
 def in_the_laboratory(task: Task, settings: Settings) -> None:
     """The same by `train`, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        files = RunFiles(Path(folder), "benchmark")
-        train(Cell(Method("adamw"), 0), task, settings, files, lambda *_: None, print)
+        cell = Cell(Method("adamw"), 0)
+        files = cell.files(Path(folder), "benchmark")
+        record = train(cell, task, settings, files, lambda *_: None, print)
+        assert record is not None
+        files.save_result(record)
 
 
 def seconds(function: Callable[[Task, Settings], None], task: Task, settings: Settings) -> float:

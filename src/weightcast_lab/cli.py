@@ -22,6 +22,7 @@ from weightcast_lab.errors import LabError
 
 # torch takes seconds to import: the commands import what needs it, so that --help is instant
 if TYPE_CHECKING:
+    from weightcast_lab.records import FinishedRuns, RunRecord
     from weightcast_lab.train import Job
 
 PIPE_WIDTH = 160
@@ -303,7 +304,8 @@ def compare(
         f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
         f"{settings.learning_rate:g}, on {chosen_device}"
     )
-    done = _compute(experiment.jobs(), plan, chosen_device, jobs, _end(minutes), on)
+    _keep_others_out(context, folder)
+    done = _compute(experiment.jobs(), plan, _finished(), chosen_device, jobs, _end(minutes), on)
 
     def contents(*found: Any) -> list[dict[str, Any]]:
         return [content_of(experiment, *found)]
@@ -392,7 +394,8 @@ def reproduce(
         if minutes is None:
             return
     plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
-    done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
+    _keep_others_out(context, folder)
+    done = _compute(order, plan, _finished(), chosen_device, jobs, _end(minutes), on)
     title = f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}"
     contents = partial(contents_of, experiments)
     done.report(context, folder, "reproduction", contents, as_json, title=title, preset=preset)
@@ -440,8 +443,7 @@ def study(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import finished_results
-    from weightcast_lab.progress import print_phases, print_warning
+    from weightcast_lab.progress import print_phases
     from weightcast_lab.tasks import DataSource
     from weightcast_lab.trials.contents import contents_of as trial_contents
     from weightcast_lab.trials.search import OpenTrials, open_trials
@@ -460,18 +462,20 @@ def study(
     else:
         opened = open_study(chosen, source, chosen_device, folder, seeds)
         contents = partial(contents_of, opened)
-    console = Console(stderr=True)
-    results: dict[Job, dict[str, Any]] = {}
+    results: dict[Job, RunRecord] = {}
     failures: dict[Job, str] = {}
     if missing:
-        counts = []
+        finished, counts = _finished(), []
         for phase in opened.phases(results):
-            found = finished_results(phase.jobs, partial(print_warning, console))
+            found = finished.of(phase.jobs)
             results |= found
             counts.append((phase.label, len(found), phase.size))
         print_phases(Console(), counts)
         if minutes is None:
             return
+        results.clear()
+    _keep_others_out(context, folder)
+    finished = _finished()
     until = _end(minutes)
     runs = 0
     for phase in opened.phases(results):
@@ -479,11 +483,11 @@ def study(
         runs += phase.size
         if order and time.time() < until:
             plan = f"{phase.label}: {{}} on {chosen_device}"
-            done = _compute(order, plan, chosen_device, jobs, until, on)
+            done = _compute(order, plan, finished, chosen_device, jobs, until, on)
             results |= done.results
             failures |= done.failures
         else:
-            results |= finished_results(order, partial(print_warning, console))
+            results |= finished.of(order)
     title = "Where forecasting the weights helps"
     done = _Done(results, failures, runs)
     done.report(context, folder, "study", contents, as_json, title=title, names=chosen)
@@ -529,7 +533,8 @@ def foresight(
         if minutes is None:
             return
     plan = f"Forecasts beside what came: {{}} on {chosen_device}"
-    done = _compute(order, plan, chosen_device, jobs, _end(minutes), on)
+    _keep_others_out(context, folder)
+    done = _compute(order, plan, _finished(), chosen_device, jobs, _end(minutes), on)
     title, contents = "How far the last step sees", partial(contents_of, opened)
     done.report(context, folder, "foresight", contents, as_json, title=title)
 
@@ -565,7 +570,7 @@ def doctor(
 class _Done:
     """What has come of the runs so far."""
 
-    results: dict[Job, dict[str, Any]]
+    results: dict[Job, RunRecord]
     failures: dict[Job, str]
     runs: int
 
@@ -614,9 +619,25 @@ def _end(minutes: float | None) -> float:
     return math.inf if minutes is None else time.time() + 60 * minutes
 
 
+def _keep_others_out(context: typer.Context, folder: Path) -> None:
+    """Until this command ends no other computes in the folder."""
+    from weightcast_lab.store import computing_in
+
+    context.with_resource(computing_in(folder))
+
+
+def _finished() -> FinishedRuns:
+    """What is there already; damaged files are warned of on stderr."""
+    from weightcast_lab.progress import print_warning
+    from weightcast_lab.records import FinishedRuns
+
+    return FinishedRuns(partial(print_warning, Console(stderr=True)))
+
+
 def _compute(
     order: list[Job],
     plan: str,
+    finished: FinishedRuns,
     device: str,
     jobs: int | None,
     until: float,
@@ -624,13 +645,12 @@ def _compute(
 ) -> _Done:
     """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command."""
     from weightcast_lab.cluster import run_on_ray
-    from weightcast_lab.comparison import finished_results
-    from weightcast_lab.progress import ProgressDisplay, print_warning
+    from weightcast_lab.progress import ProgressDisplay
     from weightcast_lab.runner import run_jobs
 
     console = Console(stderr=True)
     live = sys.stdout.isatty() and sys.stderr.isatty()
-    results = finished_results(order, partial(print_warning, console))
+    results = finished.of(order)
     left = [job for job in order if job not in results]
     already = f", {len(results)} finished already" if results else ""
     console.print(plan.format(_plural(len(order), "run")) + already + ".", soft_wrap=True)
@@ -647,16 +667,16 @@ def _compute(
             done = len(results) + len(display.results)
             console.print(_GO_ON.format("Interrupted", done, len(order)))
             raise typer.Exit(130) from None
+        finished.add(display.results)
         results |= display.results
     return _Done(results, failures, len(order))
 
 
 def _say_missing(order: list[Job]) -> None:
     """Which of the runs are not finished, and how far they are."""
-    from weightcast_lab.comparison import finished_results
-    from weightcast_lab.progress import print_missing, print_warning
+    from weightcast_lab.progress import print_missing
 
-    finished = finished_results(order, partial(print_warning, Console(stderr=True)))
+    finished = _finished().of(order)
     print_missing(Console(), [job for job in order if job not in finished], len(order))
 
 

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.runner import Failures, TaskLoader, Watcher, compute, prepare_process
+from weightcast_lab.runner import Failures, TaskLoader, Watcher, compute, prepare_process, tell
 from weightcast_lab.train import Job
 
 RETRIES = 2
@@ -71,50 +71,45 @@ def run_on_ray(
             raise LabError(
                 f"The Ray cluster has no {'GPU: use --device cpu' if is_gpu else 'CPU'}."
             )
-        return _run(ray, deque(jobs), min(workers or slots, slots), watcher, until, is_gpu)
+        return _run(ray, jobs, min(workers or slots, slots), watcher, until, is_gpu)
     finally:
         ray.shutdown()
 
 
 def _run(
-    ray: Any, waiting: deque[Job], slots: int, watcher: Watcher, until: float, is_gpu: bool
+    ray: Any, jobs: Sequence[Job], slots: int, watcher: Watcher, until: float, is_gpu: bool
 ) -> Failures:
     queue = importlib.import_module("ray.util.queue").Queue(actor_options={"num_cpus": 0})
     remote = ray.remote(num_cpus=1, num_gpus=int(is_gpu), max_retries=RETRIES)(_work)
-    failed, running, jobs = Failures(), dict[Any, Job](), list(waiting)
+    waiting, failed = deque(enumerate(jobs)), Failures()
+    running: dict[Any, int] = {}  # by Ray's reference to it, a job's place among the jobs
 
     def relay() -> None:
         for number, event, *content in queue.get_nowait_batch(queue.qsize()):
             if event == "on_warning":
                 watcher.on_warning(*content)
-            elif jobs[number] in running.values():
+            elif number in running.values():
                 getattr(watcher, event)(jobs[number], *content)
 
     try:
         while (is_more := bool(waiting) and time.time() < until) or running:
             while is_more and waiting and len(running) < slots:
-                job = waiting.popleft()
+                number, job = waiting.popleft()
                 # its folder must mean the same in another process's working directory
                 absolute = replace(job, files=replace(job.files, folder=job.files.folder.resolve()))
                 task = remote.options(name=job.label)
-                running[task.remote(absolute, jobs.index(job), queue, until)] = job
+                running[task.remote(absolute, number, queue, until)] = number
                 watcher.on_start(job)
             done, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
             relay()
             for reference in done:
-                job = running.pop(reference)
+                job = jobs[running.pop(reference)]
                 try:
                     event, *content = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     reason = str(error).strip().partition("\n")[0]
                     event, content = "on_failure", [f"{type(error).__name__}: {reason}"]
-                if event == "fatal":
-                    raise LabError(*content)
-                if event == "on_failure":
-                    failed[job] = content[0]
-                if event == "on_finish" and job.files.load_result(watcher.on_warning) is None:
-                    job.files.save_result(*content)  # it came from a machine without our folder
-                getattr(watcher, event)(job, *content)
+                tell(watcher, failed, job, event, *content)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

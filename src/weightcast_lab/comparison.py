@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from weightcast_lab.errors import LabError, unknown_name
+from weightcast_lab.files import FORMAT, digest_of, to_json, write_atomically
 from weightcast_lab.optimizers import Method
 from weightcast_lab.own import identity, name_in
+from weightcast_lab.records import RunRecord
 from weightcast_lab.results import RUN_DEFAULTS
 from weightcast_lab.runner import Failures
-from weightcast_lab.store import FORMAT, Warn, digest_of, open_folder, to_json, write_atomically
+from weightcast_lab.store import open_folder
 from weightcast_lab.tasks import Task
 from weightcast_lab.train import Cell, Job, Settings
 
@@ -176,19 +178,13 @@ def in_order(experiments: Sequence[Experiment]) -> list[Job]:
     return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
 
 
-def finished_results(jobs: Iterable[Job], warn: Warn) -> dict[Job, dict[str, Any]]:
-    """The results that are there already."""
-    found = {job: job.files.load_result(warn) for job in jobs}
-    return {job: result for job, result in found.items() if result is not None}
-
-
 def content_of(
-    experiment: Experiment, results: dict[Job, dict[str, Any]], failures: Failures
+    experiment: Experiment, results: Mapping[Job, RunRecord], failures: Failures
 ) -> dict[str, Any]:
     """All that a report needs to know of an experiment."""
     jobs = experiment.jobs()
     own = [results[job] for job in jobs if job in results]
-    environments = distinct(e for result in own for e in result["environments"])
+    environments = distinct(e for record in own for e in record.environments)
     return {
         "key": experiment.key,
         **experiment.about,
@@ -210,7 +206,7 @@ def content_of(
             for job in jobs
             if job in failures
         ],
-        "runs": [_compact(result, environments) for result in own],
+        "runs": [_compact(record, environments) for record in own],
     }
 
 
@@ -251,7 +247,7 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
 
 
 _COSTS = ("memory", "cpu_seconds", "processor", "package")
-"""What runs of earlier versions lack."""
+"""What runs of earlier versions lack, or most runs."""
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
@@ -263,21 +259,22 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _compact(result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
-    """What reports read of a result: with seven digits, and without what most runs have not."""
+def _compact(record: RunRecord, environments: list[Any]) -> dict[str, Any]:
+    """What reports read of a run: with seven digits, and without what most runs have not."""
 
     def shorten(value: Any) -> Any:
         return float(f"{value:.7g}") if isinstance(value, float) else value
 
-    history = {name: list(map(shorten, column)) for name, column in result["history"].items()}
+    history = {name: list(map(shorten, column)) for name, column in record.history.items()}
     history["seconds"] = [round(value, 2) for value in history["seconds"]]
-    test = {name: shorten(value) for name, value in result["test"].items()}
-    ends = {"diverged_at": result["diverged_at"], "test": test}
+    test = {name: shorten(value) for name, value in record.test.items()}
+    costs = {name: shorten(getattr(record, name)) for name in _COSTS}
+    ends = {"diverged_at": record.diverged_at, "test": test}
     return {
-        "method": result["method"],
-        "seed": result["seed"],
-        "environment": [environments.index(e) for e in result["environments"]],
+        "method": record.method,
+        "seed": record.seed,
+        "environment": [environments.index(e) for e in record.environments],
         "history": history,
-        **{name: shorten(result[name]) for name in _COSTS if result.get(name) is not None},
+        **{name: value for name, value in costs.items() if value is not None},
         **{name: value for name, value in ends.items() if value != RUN_DEFAULTS[name]},
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weightcast_lab.comparison import Experiment, content_of, open_experiment
 from weightcast_lab.optimizers import Method
+from weightcast_lab.records import RunRecord
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import open_folder
 from weightcast_lab.study import SIX, WORKLOADS, Workload
@@ -100,7 +101,7 @@ def open_foresight(
 
 def contents_of(
     opened: Iterable[tuple[Setting, Experiment]],
-    results: dict[Job, dict[str, Any]],
+    results: Mapping[Job, RunRecord],
     failures: Failures,
 ) -> list[dict[str, Any]]:
     """All that a report needs to know."""

@@ -263,6 +263,12 @@ class Hyperparameters:
 NO_HYPERPARAMETERS = Hyperparameters()
 
 
+def exact(value: float) -> str:
+    """A number as short as it can be said without becoming another: `3`, `0.001`, `1e-05`."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 @dataclass(frozen=True)
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
@@ -311,17 +317,20 @@ class Method:
     @property
     def name(self) -> str:
         """What it is, whatever its learning rate: `adamw`, `adamw-s3`, `adamw-b0.99-s0.5D`."""
-        name = name_in(self.optimizer) + ("" if self.beta1 is None else f"-b{self.beta1:g}")
+        name = name_in(self.optimizer)
+        if self.beta1 is not None:
+            name += f"-b{exact(self.beta1)}"
         if self.steps is None:
             return name
         unit = "D" if self.in_delays else ""
         part = f"-{self.part}" if self.part else ""
-        return f"{name}-s{self.steps:g}{unit}" + ("-decaying" if self.decaying else "") + part
+        decaying = "-decaying" if self.decaying else ""
+        return f"{name}-s{exact(self.steps)}{unit}{decaying}{part}"
 
     @property
     def key(self) -> str:
         """A name for files: `adamw`, `adamw-s3`, `adamw-s3-lr0.01`."""
-        own = "" if self.learning_rate is None else f"-lr{self.learning_rate:g}"
+        own = "" if self.learning_rate is None else f"-lr{exact(self.learning_rate)}"
         return self.name + own
 
     @property
@@ -329,14 +338,14 @@ class Method:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label, _ = _known(self.optimizer)
         if self.beta1 is not None:
-            label += f" β₁={self.beta1:g}"
+            label += f" β₁={exact(self.beta1)}"
         if self.steps is not None:
-            steps = "∞" if math.isinf(self.steps) else f"{self.steps:g}".replace("-", "−")
+            steps = "∞" if math.isinf(self.steps) else exact(self.steps).replace("-", "−")
             if self.in_delays:
                 steps = {0.5: "D/2", 1.0: "D"}.get(self.steps, f"{steps}D")
             label += f" s={steps}" + (" decaying" if self.decaying else "")
             label += f" for the {self.part}" if self.part else ""
-        return label + ("" if self.learning_rate is None else f", lr {self.learning_rate:g}")
+        return label + ("" if self.learning_rate is None else f", lr {exact(self.learning_rate)}")
 
     @property
     def plain(self) -> Method:

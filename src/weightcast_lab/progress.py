@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from weightcast_lab.records import RunRecord
 from weightcast_lab.train import Job
 
 
@@ -36,9 +36,7 @@ def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
         return
     table = Table("missing", "epochs done")
     for job in jobs:
-        checkpoint = job.files.load_checkpoint(torch.device("cpu"), lambda _: None)
-        epochs = checkpoint["epoch"] if checkpoint else 0
-        table.add_row(job.label, f"{epochs} of {job.settings.epochs}")
+        table.add_row(job.label, f"{job.files.epochs_done()} of {job.settings.epochs}")
     console.print(table)
     console.print(f"{len(jobs)} of {runs} runs are missing.")
 
@@ -69,7 +67,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def __init__(self, console: Console, runs: int, *, live: bool) -> None:
         """`runs` is how many will be run; bars only if `live`."""
-        self.results: dict[Job, dict[str, Any]] = {}
+        self.results: dict[Job, RunRecord] = {}
         self._console, self._runs, self._live, self._ended = console, runs, live, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -112,10 +110,10 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self._progress.update(bar, completed=step, total=steps, note=f"loss {loss:.4f}")
         self._advance(job, step / steps)
 
-    def on_finish(self, job: Job, result: dict[str, Any]) -> None:
+    def on_finish(self, job: Job, record: RunRecord) -> None:
         """Keep the result; say so if it diverged."""
-        self.results[job] = result
-        at = result["diverged_at"]
+        self.results[job] = record
+        at = record.diverged_at
         self._end(job, "" if at is None else f"[yellow]diverged at step {at}[/]")
 
     def on_pause(self, job: Job) -> None:

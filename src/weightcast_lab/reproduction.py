@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weightcast_lab.comparison import Experiment, content_of, open_experiment
-from weightcast_lab.optimizers import Hyperparameters
+from weightcast_lab.optimizers import Hyperparameters, exact
 from weightcast_lab.protocol import (
     BASELINE,
     BETA1,
@@ -18,6 +18,7 @@ from weightcast_lab.protocol import (
     networks_named,
     preset_named,
 )
+from weightcast_lab.records import RunRecord
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import open_folder
 from weightcast_lab.tasks import DataSource
@@ -55,14 +56,14 @@ def open_reproduction(wanted: Wanted, folder: Path) -> list[Experiment]:
     open_folder(folder, {"kind": "reproduction", "preset": wanted.preset})
     return [
         open_experiment(
-            f"{network}-beta2-{beta2:g}",
+            f"{network}-beta2-{exact(beta2)}",
             setting,
             (*METHODS, BASELINE),
             range(wanted.seeds or preset.seeds),
-            folder / f"{network}-beta2-{beta2:g}",
+            folder / f"{network}-beta2-{exact(beta2)}",
             setting.make_task(),
             label=preset.recipe(network).label
-            + (f", β₂ = {beta2:g}" if len(wanted.beta2s) > 1 else ""),
+            + (f", β₂ = {exact(beta2)}" if len(wanted.beta2s) > 1 else ""),
         )
         for (network, beta2), setting in settings.items()
     ]
@@ -87,7 +88,7 @@ def _settings(wanted: Wanted, network: str, beta2: float) -> Settings:
 
 
 def contents_of(
-    experiments: Iterable[Experiment], results: dict[Job, dict[str, Any]], failures: Failures
+    experiments: Iterable[Experiment], results: Mapping[Job, RunRecord], failures: Failures
 ) -> list[dict[str, Any]]:
     """All that a report needs to know of a reproduction."""
     contents = []

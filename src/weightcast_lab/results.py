@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from weightcast_lab.errors import LabError
+from weightcast_lab.files import FORMAT
 from weightcast_lab.statistics import (
     Interval,
     mean_interval,
     median_with_unreached,
     steps_to_target,
 )
-from weightcast_lab.store import FORMAT
 
 LOSS_DECIMALS = 4
 

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 import torch
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.store import write_atomically
+from weightcast_lab.files import write_atomically
+from weightcast_lab.records import RunRecord
 from weightcast_lab.tasks import Task
 from weightcast_lab.train import Job, train
 
@@ -45,7 +46,7 @@ class Watcher(Protocol):
     def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """A run has taken `step` of `steps` steps; `loss` is that of its last batch."""
 
-    def on_finish(self, job: Job, result: dict[str, Any]) -> None:
+    def on_finish(self, job: Job, record: RunRecord) -> None:
         """A run has ended, perhaps diverged."""
 
     def on_pause(self, job: Job) -> None:
@@ -97,14 +98,10 @@ def run_jobs(
                     running.remove(worker)
                     worker.process.join()
                     event, content = "on_failure", [_cause_of_death(worker.process.exitcode)]
-                if event == "fatal":
-                    raise LabError(*content)
-                if event == "on_failure":
-                    failed[job] = content[0]
                 if event == "on_warning":
                     watcher.on_warning(*content)
                     continue
-                getattr(watcher, event)(job, *content)
+                tell(watcher, failed, job, event, *content)
                 if event == "on_progress" or worker not in running:
                     continue
                 if is_more():
@@ -118,6 +115,21 @@ def run_jobs(
             worker.process.terminate()
             worker.process.join()
     return failed
+
+
+def tell(watcher: Watcher, failed: Failures, job: Job, event: str, *content: Any) -> None:
+    """Hand on what has become of a run, which is saved first if it is finished.
+
+    Raises:
+        LabError: nothing more can be done, or the run cannot be saved.
+    """
+    if event == "fatal":
+        raise LabError(*content)
+    if event == "on_failure":
+        failed[job] = content[0]
+    if event == "on_finish":
+        job.files.save_result(*content)
+    getattr(watcher, event)(job, *content)
 
 
 def _start_worker(until: float) -> _Worker:
@@ -208,7 +220,7 @@ def compute(
         or "fatal" and a sentence.
     """
     try:
-        result = train(
+        record = train(
             job.cell,
             loader.task_of(job),
             job.settings,
@@ -217,13 +229,13 @@ def compute(
             warn=lambda message: send("on_warning", message),
             until=until,
         )
-        return ("on_pause",) if result is None else ("on_finish", result)
+        return ("on_pause",) if record is None else ("on_finish", record)
     except BrokenPipeError:
         raise
     except LabError as error:
         return "fatal", str(error)
     except Exception as error:
-        log = job.files.folder / "error.txt"
+        log = job.files.working_folder / "error.txt"
         write_atomically(log, traceback.format_exc().encode())
         reason = str(error).partition("\n")[0]
         return "on_failure", f"{type(error).__name__}: {reason} (see {log})"

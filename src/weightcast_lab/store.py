@@ -1,9 +1,10 @@
-"""Runs on disk. Every file appears whole or not at all.
+"""A folder of runs. Every file appears whole or not at all.
 
-FOLDER/config.json                        what all runs of the folder have in common
-FOLDER/runs/adamw-s3/seed-0/result.json   a finished run
-FOLDER/runs/adamw-s3/seed-0/checkpoint    an unfinished one
-FOLDER/results.json                       all that a report needs, in one small file
+FOLDER/config.json                       what all its runs have in common
+FOLDER/runs.jsonl                        the finished runs, one a line; see `records`
+FOLDER/runs/adamw-s3/seed-0/checkpoint   an unfinished one; gone when it is finished
+FOLDER/results.json                      all that a report needs, in one small file
+FOLDER/.lock                             held by the command that computes here
 """
 
 from __future__ import annotations
@@ -11,61 +12,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import re
-from collections.abc import Callable
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from weightcast_lab.errors import LabError
+from weightcast_lab.files import FORMAT, Warn, cannot_be_written, to_json, write_atomically
+from weightcast_lab.records import OTHER, RUNS, RunRecord, append_lines, json_line
 
-FORMAT = 2
-"""Of everything that is written: raised when an older version could not read it."""
-
-Warn = Callable[[str], None]
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that a crash, a full disk or a signal leaves the old one or the new one.
-
-    Raises:
-        LabError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise LabError(
-            f"{path} cannot be written ({error.strerror}): make room or choose another --out; what "
-            "is finished is kept, and the same command continues from there."
-        ) from None
-
-
-def to_json(value: Any) -> bytes:
-    """Indented JSON with lists of numbers on one line, so that people can read it."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    # behind the bracket of a list there is a line break, which in a string would be escaped
-    numbers = re.compile(r"\[\n[^\[\]{}\"]*\]")
-    text = numbers.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
-    return text.encode() + b"\n"
-
-
-def digest_of(configuration: dict[str, Any]) -> str:
-    """A short hash that differs if the configuration differs."""
-    text = json.dumps(configuration, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+OLD_FORM = "runs/*/seed-*/result.json"
+"""How runs were kept before there was one file of them; see `convert_runs`."""
 
 
 def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
@@ -75,6 +38,11 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
         LabError: it holds results of another one, or cannot be used.
     """
     path = folder / "config.json"
+    if next(folder.glob(OLD_FORM), None):
+        raise LabError(
+            f"{folder} has a file for every run, as an earlier version made them: "
+            f"python -m weightcast_lab.convert_runs {folder} puts them together."
+        )
     if folder.exists() and not folder.is_dir():
         raise LabError(f"{folder} is a file: choose another --out.")
     try:
@@ -82,7 +50,7 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
         if not isinstance(earlier, dict):
             raise ValueError
     except FileNotFoundError:
-        if (folder / "runs").exists():
+        if (folder / "runs").exists() or (folder / RUNS).exists():
             raise LabError(
                 f"{folder} has runs but no config.json, so nobody knows what they are: choose "
                 "another --out."
@@ -111,68 +79,140 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
         )
 
 
-_OTHER = "has another configuration, or your file has changed"
+@contextmanager
+def computing_in(folder: Path) -> Iterator[None]:
+    """Keep other commands from computing in the folder; the system ends it with the process.
+
+    Raises:
+        LabError: another command computes there, or the folder cannot be used.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise LabError(
+            f"Another command computes in {folder}: wait until it ends, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise cannot_be_written(path, error) from None
+    try:
+        yield
+    finally:
+        _remove_empty_folders(folder)
+        lock.release()
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    """Those in which finished runs had their checkpoints."""
+    for runs in folder.rglob("runs"):
+        for below in (*runs.glob("*"), runs):
+            with suppress(OSError):  # it is no folder, or holds something
+                below.rmdir()
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run. Damaged ones count as missing, with a warning."""
+    """Where a run is kept: its line in the folder's file, and until then its checkpoint."""
 
     folder: Path
+    method: str
+    seed: int
     configuration: str
+
+    @property
+    def working_folder(self) -> Path:
+        """For what is needed until the run is finished."""
+        return self.folder / "runs" / self.method / f"seed-{self.seed}"
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint."""
-        return (self.folder / "checkpoint").exists()
+        return self._checkpoint.exists()
 
-    def load_result(self, warn: Warn) -> dict[str, Any] | None:
-        """The result of the run, if it is finished."""
-        path, problem = self.folder / "result.json", "is damaged"
-        try:
-            result = json.loads(path.read_bytes())
-            if "step" in result["history"]:
-                if result["configuration"] == self.configuration:
-                    return dict(result)
-                problem = _OTHER
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        warn(f"{path} {problem}: this run is computed again.")
-        return None
+    @property
+    def _checkpoint(self) -> Path:
+        return self.working_folder / "checkpoint"
 
-    def save_result(self, result: dict[str, Any]) -> None:
-        """Save the result; the checkpoint has served its purpose."""
-        write_atomically(
-            self.folder / "result.json", to_json({"configuration": self.configuration} | result)
-        )
-        for leftover in (self.folder / "checkpoint", *self.folder.glob(".*.tmp")):
-            leftover.unlink(missing_ok=True)
+    def save_result(self, record: RunRecord) -> None:
+        """Append the run to the folder's file; its working folder has served its purpose.
+
+        Raises:
+            LabError: it cannot be written.
+        """
+        append_lines(self.folder / RUNS, record.to_line())
+        shutil.rmtree(self.working_folder, ignore_errors=True)
+
+    def epochs_done(self) -> int:
+        """As the checkpoint's first line says, without loading it; 0 if there is none to go on."""
+        with (
+            suppress(OSError, ValueError, KeyError, TypeError),
+            self._checkpoint.open("rb") as file,
+        ):
+            header = json.loads(file.readline(1000))
+            if header["configuration"] == self.configuration:
+                return int(header["epoch"])
+        return 0
 
     def load_checkpoint(self, device: torch.device, warn: Warn) -> dict[str, Any] | None:
-        """The last checkpoint of the run, if there is one."""
-        path, problem = self.folder / "checkpoint", "is damaged"
+        """The last checkpoint of the run, if there is one. A damaged one counts as none."""
         try:
-            data = path.read_bytes()
+            data = self._checkpoint.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
             data = b""
-        expected, payload = data[:32], data[32:]
-        if expected and hashlib.sha256(payload).digest() == expected:
-            checkpoint: dict[str, Any] = torch.load(
-                io.BytesIO(payload), map_location=device, weights_only=True
-            )
-            if checkpoint["configuration"] == self.configuration:
-                return checkpoint
-            problem = _OTHER
-        warn(f"{path} {problem}: this run starts again from the beginning.")
+        header, _, payload = data.partition(b"\n")
+        problem = "is damaged"
+        try:
+            facts = json.loads(header)
+            if hashlib.sha256(payload).hexdigest() != facts["sha256"]:
+                raise ValueError
+            if facts["configuration"] == self.configuration:
+                return _load_safely(payload, device)
+            problem = OTHER
+        except (ValueError, KeyError, TypeError):
+            pass
+        except pickle.UnpicklingError:
+            problem = "holds more than numbers, texts and tensors"
+        warn(f"{self._checkpoint} {problem}: this run starts again from the beginning.")
         return None
 
     def save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save everything that the run needs to go on; its SHA-256 goes in front."""
+        """Save everything that the run needs to go on.
+
+        Raises:
+            LabError: it cannot be written, or could not be loaded again.
+        """
         buffer = io.BytesIO()
-        torch.save({"configuration": self.configuration} | checkpoint, buffer)
+        torch.save(checkpoint, buffer)
         payload = buffer.getbuffer()  # several copies of the weights: no further ones
-        write_atomically(self.folder / "checkpoint", hashlib.sha256(payload).digest(), payload)
+        if not self.has_begun:
+            self._refuse_what_cannot_be_loaded(payload)
+        facts = {
+            "configuration": self.configuration,
+            "epoch": checkpoint["epoch"],
+            "sha256": hashlib.sha256(payload).hexdigest(),
+        }
+        write_atomically(self._checkpoint, json_line(facts), payload)
+
+    def _refuse_what_cannot_be_loaded(self, payload: memoryview) -> None:
+        """Before much has been computed that could not go on after an interruption."""
+        try:
+            _load_safely(payload, torch.device("meta"))
+        except pickle.UnpicklingError:
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(payload))
+            raise LabError(
+                f"{self.method} could not resume after an interruption: the state and groups of "
+                "its optimizer must hold numbers, texts, tensors, and lists and dicts of these "
+                f"alone, not {', '.join(others) or 'other objects'}."
+            ) from None
+
+
+def _load_safely(payload: bytes | memoryview, device: torch.device) -> dict[str, Any]:
+    """Without running code that stands in the file."""
+    checkpoint: dict[str, Any] = torch.load(
+        io.BytesIO(payload), map_location=device, weights_only=True
+    )
+    return checkpoint

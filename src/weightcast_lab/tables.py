@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.errors import LabError
+from weightcast_lab.files import write_atomically
 from weightcast_lab.results import Quantity, Row, Summary
 from weightcast_lab.statistics import Interval
-from weightcast_lab.store import write_atomically
 
 NOTHING = "–"
 

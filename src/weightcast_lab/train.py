@@ -19,10 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from weightcast_lab.environment import environment, processor, use_precision
 from weightcast_lab.errors import LabError
+from weightcast_lab.files import Warn
 from weightcast_lab.foresight import Foresight
 from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
 from weightcast_lab.readings import Averages, read
-from weightcast_lab.store import RunFiles, Warn
+from weightcast_lab.records import RunRecord
+from weightcast_lab.store import RunFiles
 from weightcast_lab.tasks import DataSource, Task, make_task
 
 OnStep = Callable[[int, int, float], None]
@@ -112,8 +114,7 @@ class Cell:
 
     def files(self, folder: Path, configuration: str) -> RunFiles:
         """Where the run lives in the folder of its comparison."""
-        path = folder / "runs" / self.method.key / f"seed-{self.seed}"
-        return RunFiles(path, configuration)
+        return RunFiles(folder, self.method.key, self.seed, configuration)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def train(
     on_step: OnStep,
     warn: Warn,
     until: float = math.inf,
-) -> dict[str, Any] | None:
+) -> RunRecord | None:
     """Train one run to its end, from its last checkpoint if there is one.
 
     Initial weights, batches and dropout depend on the seed alone, not on the method. The model is
@@ -194,16 +195,10 @@ def train(
         until: Stop at the last checkpoint before this time (`time.time()`).
 
     Returns:
-        The result, which is also saved: `method`, `seed`, `environments` (all on which parts of it
-        were computed), `diverged_at` (a step, or None), `history` (a list per column: `step`,
-        `train_loss`, `validation_loss`, `metric`, `seconds`, and `foresight` where the settings
-        ask for it), `test`, `readings` where the settings have averages, a hash of the final
-        `weights`, the method's `memory` and `package` (see
-        `Method`), and `cpu_seconds` of this process on this `processor`. None if it stopped before
-        the end.
+        What it came to, for the caller to save. None if it stopped before the end.
 
     Raises:
-        LabError: something cannot be written.
+        LabError: a checkpoint cannot be written.
     """
     device = torch.device(settings.device)
     use_precision(settings.precision)
@@ -316,22 +311,21 @@ def train(
             raise Diverged
     except Diverged:
         diverged_at, test, readings = step, {}, {}
-    result = {
-        "method": cell.method.key,
-        "seed": cell.seed,
-        "environments": environments,
-        "diverged_at": diverged_at,
-        "history": history,
-        "test": test,
-        **({"readings": readings} if averages else {}),
-        "weights": _digest(model),
-        "memory": cell.method.memory(model, optimizer),
-        "cpu_seconds": time.process_time() - cpu_started,
-        "processor": processor(settings.device),
-        "package": cell.method.package,
-    }
-    files.save_result(result)
-    return result
+    return RunRecord(
+        configuration=files.configuration,
+        method=cell.method.key,
+        seed=cell.seed,
+        environments=environments,
+        diverged_at=diverged_at,
+        history=history,
+        test=test,
+        readings=readings,
+        weights=_digest(model),
+        memory=cell.method.memory(model, optimizer),
+        cpu_seconds=time.process_time() - cpu_started,
+        processor=processor(settings.device),
+        package=cell.method.package,
+    )
 
 
 def _checked_loss(parameters: list[nn.Parameter], loss: Tensor, clip_norm: float | None) -> float:

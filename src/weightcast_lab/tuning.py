@@ -9,13 +9,14 @@ from typing import Any
 
 from weightcast_lab.comparison import Experiment, content_of, distinct, in_order, open_experiment
 from weightcast_lab.optimizers import Method, check_installed
+from weightcast_lab.records import RunRecord
 from weightcast_lab.runner import Failures
 from weightcast_lab.store import open_folder
 from weightcast_lab.study import WORKLOADS, Design, Round, Workload, rounds_of
 from weightcast_lab.tasks import DataSource, Task
 from weightcast_lab.train import Job, Settings
 
-RunResults = Mapping[Job, dict[str, Any]]
+RunResults = Mapping[Job, RunRecord]
 
 NEEDS_DATA = ("ptb", "ptb_characters", "cifar10")
 
@@ -101,11 +102,11 @@ class Arm:
         return replace(self.final, methods=tuple(at_rates))
 
 
-def _final_loss(result: dict[str, Any]) -> float | None:
+def _final_loss(record: RunRecord) -> float | None:
     """None if it diverged."""
-    if result["diverged_at"] is not None:
+    if record.diverged_at is not None:
         return None
-    return float(result["history"]["validation_loss"][-1])
+    return float(record.history["validation_loss"][-1])
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
     contents = []
     for arm in study.arms:
         final = arm.measuring(arm.methods, results)
-        content = content_of(final, dict(results), failures)
+        content = content_of(final, results, failures)
         for run in content["runs"]:  # thousands: without what no report reads
             del run["history"]["train_loss"]
             run["history"]["seconds"] = run["history"]["seconds"][-1:]
@@ -286,7 +287,7 @@ def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
                 tried.append({"name": method.name, "learning rate": rate, "final loss": losses})
     return {
         "seeds": list(arm.design.search_seeds),
-        "environments": distinct(e for result in found for e in result["environments"]),
+        "environments": distinct(e for record in found for e in record.environments),
         "tried": tried,
     }
 

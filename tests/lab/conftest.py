@@ -11,7 +11,7 @@ import torch
 from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
 from weightcast_lab.optimizers import Method
-from weightcast_lab.store import RunFiles
+from weightcast_lab.records import RunRecord
 from weightcast_lab.tasks import DataSource, Task
 from weightcast_lab.train import Cell, Settings, train
 
@@ -36,8 +36,8 @@ def weightcast(capsys) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def train_line(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
-    """Trains a `LineTask` in this process; the same `folder` goes on with the same run."""
+def train_line(tmp_path: Path) -> Callable[..., RunRecord | None]:
+    """Trains a `LineTask` here and saves the run; the same `folder` goes on with the same run."""
 
     def run(
         method: Method = Method("adamw"),  # noqa: B008
@@ -49,10 +49,14 @@ def train_line(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
         learning_rate: float = 0.01,
         until: float = math.inf,
         **more: Any,
-    ) -> dict[str, Any] | None:
+    ) -> RunRecord | None:
         settings = Settings("line", DataSource(), learning_rate, 4, 3, "cpu", **more)
-        files = RunFiles(tmp_path / folder, "configuration")
-        return train(Cell(method, seed), task or LineTask(), settings, files, on_step, warn, until)
+        cell = Cell(method, seed)
+        files = cell.files(tmp_path / folder, "configuration")
+        record = train(cell, task or LineTask(), settings, files, on_step, warn, until)
+        if record is not None:
+            files.save_result(record)
+        return record
 
     return run
 

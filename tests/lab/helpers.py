@@ -1,11 +1,15 @@
 """A task that takes no time, and what two equal runs have in common."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from weightcast_lab.records import RUNS, RunRecord, read_runs
 from weightcast_lab.tasks import Metric, Preset, Task
 
 
@@ -44,10 +48,21 @@ class LineTask(Task):
         return error, error**0.5
 
 
-def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
+def without_seconds(record: RunRecord) -> RunRecord:
     """What two equal runs have in common."""
-    history = {name: column for name, column in result["history"].items() if name != "seconds"}
-    other = ("configuration", "cpu_seconds")
-    return {name: value for name, value in result.items() if name not in other} | {
-        "history": history
+    history = {name: column for name, column in record.history.items() if name != "seconds"}
+    return replace(record, history=history, configuration="", cpu_seconds=None)
+
+
+def runs_in(folder: Path) -> list[RunRecord]:
+    """The finished runs of a folder; none of its lines is damaged."""
+    return read_runs(folder / RUNS, pytest.fail)
+
+
+def finished_in(folder: Path) -> dict[str, RunRecord]:
+    """The finished runs of a folder and of all below, by `PATH/METHOD/seed-N`."""
+    return {
+        (path.parent / record.method / f"seed-{record.seed}").relative_to(folder).as_posix(): record
+        for path in folder.rglob(RUNS)
+        for record in read_runs(path, pytest.fail)
     }

@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.helpers import without_seconds
+from tests.lab.helpers import finished_in, without_seconds
 from weightcast_lab.comparison import open_experiment
+from weightcast_lab.files import digest_of
 from weightcast_lab.optimizers import OPTIMIZERS, Method
+from weightcast_lab.records import RUNS
 from weightcast_lab.results import load_results
-from weightcast_lab.store import RunFiles, digest_of
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Settings, train
 
 SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
-
-
-def result_files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("result.json")}
 
 
 def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
@@ -33,33 +30,38 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     assert lines[0].startswith("Handwritten digits, small CNN: 4 runs")
     assert 2 <= len(lines) <= 10  # no bars, and not a line per run either
     assert all("runs finished" in line for line in lines[1:])
-    written = {path.name for path in out.iterdir()}
+    written = {path.name for path in out.iterdir()} - {".lock"}
     assert written == {
-        *("config.json", "results.json", "runs"),
+        *("config.json", "results.json", RUNS),
         *("report.html", "curves.png", "table.md", "table.csv"),
     }
-    before = result_files(out)
+    before = finished_in(out)
 
     # the same command computes nothing and shows the same
     again = weightcast(*SMALL, "--out", out)
     assert again.out == first.out
     assert "4 finished already" in again.err
-    assert result_files(out) == before
+    assert finished_in(out) == before
 
     # more seeds and steps compute only what is missing; a damaged result is computed again
-    (out / "runs" / "adamw" / "seed-1" / "result.json").write_text("{")
+    lines = (out / RUNS).read_bytes().splitlines(keepends=True)
+    (place,) = (n for n, line in enumerate(lines, 1) if b'"adamw","seed":1,' in line)
+    lines[place - 1] = lines[place - 1][:50] + b"\n"
+    (out / RUNS).write_bytes(b"".join(lines))
     more = weightcast(
         *SMALL[:5], "--seeds", 2, "--steps", "1,2.5", "--baseline", "none", "--out", out
     )
     assert more.code == 0
-    assert "runs/adamw/seed-1/result.json is damaged" in more.err
+    assert f"runs.jsonl, line {place}, is damaged" in more.err
     assert "6 runs of 1 epoch" in more.err
     assert "3 finished already" in more.err
-    after = result_files(out)
-    assert after.keys() - before.keys() == {f"runs/adamw-s2.5/seed-{n}/result.json" for n in (0, 1)}
-    for name in before:
-        old, new = json.loads(before[name]), json.loads(after[name])
-        assert without_seconds(old) == without_seconds(new)
+    lines = (out / RUNS).read_bytes().splitlines(keepends=True)
+    del lines[place - 1]  # as we were told
+    (out / RUNS).write_bytes(b"".join(lines))
+    after = finished_in(out)
+    assert after.keys() - before.keys() == {f"adamw-s2.5/seed-{n}" for n in (0, 1)}
+    for name, record in before.items():
+        assert without_seconds(record) == without_seconds(after[name])
 
     # the one file is enough to redraw everything
     alone = tmp_path / "alone.json"
@@ -83,7 +85,7 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     refused = weightcast(*SMALL, "--out", out, "--lr", 0.01)
     assert refused.code == 2
     assert "learning rate 0.005 (now 0.01)" in " ".join(refused.err.split())
-    assert result_files(out) == after
+    assert finished_in(out) == after
 
 
 def test_a_learning_rate_for_one_method(weightcast, tmp_path):
@@ -161,7 +163,7 @@ def blow_after_next_checkpoint(out: Path, blow: signal.Signals) -> tuple[int, st
         time.sleep(0.005)
     os.killpg(process.pid, blow)
     _, err = process.communicate(timeout=60)
-    assert not checkpoint.with_name("result.json").exists(), err
+    assert "adamw-s3/seed-0" not in finished_in(out), err
     assert checkpoint.exists(), err
     return process.returncode, err
 
@@ -186,9 +188,10 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
         "digits", DataSource(), task.preset.learning_rate, BATCH_SIZE, EPOCHS, "cpu"
     )
     for method in (Method("adamw"), Method("adamw", 3.0)):
-        files = RunFiles(tmp_path / method.key, "undisturbed")
-        whole = train(Cell(method, 0), task, settings, files, lambda *_: None, pytest.fail)
-        found = json.loads((out / "runs" / method.key / "seed-0" / "result.json").read_text())
+        cell = Cell(method, 0)
+        files = cell.files(tmp_path / "undisturbed", "undisturbed")
+        whole = train(cell, task, settings, files, lambda *_: None, pytest.fail)
+        found = finished_in(out)[f"{method.key}/seed-0"]
         assert without_seconds(found) == without_seconds(whole)
 
 

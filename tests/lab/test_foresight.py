@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.lab.helpers import without_seconds
+from tests.lab.helpers import finished_in, without_seconds
 from weightcast_lab import foresight_study
 from weightcast_lab.foresight import SAMPLES, Foresight
 from weightcast_lab.foresight_study import HORIZONS, settings
@@ -84,7 +84,7 @@ def test_training_is_the_same_when_it_is_watched(train_line, optimizer):
     method = Method(optimizer, 2.0)
     plain = train_line(method=method, folder="plain")
     seen = train_line(method=method, folder="seen", horizons=(1, 2))
-    rows = seen["history"].pop("foresight")
+    rows = seen.history.pop("foresight")
     assert without_seconds(seen) == without_seconds(plain)
     assert rows[0] is None
     assert all(row["samples"][0] > 0 for row in rows[1:])
@@ -141,8 +141,8 @@ def test_the_command_writes_tables_and_a_figure(weightcast, tmp_path, small):
     missing = weightcast("foresight", "--out", out, "--seeds", 2, "--missing")
     assert missing.code == 0
     assert "5 of 10" in missing.out + missing.err
-    result = json.loads((out / "smoke-digits/runs/adamw/seed-0/result.json").read_text())
-    assert len(result["history"]["foresight"]) == 3
+    record = finished_in(out)["smoke-digits/adamw/seed-0"]
+    assert len(record.history["foresight"]) == 3
 
     # what has failed is left out, and the rest is drawn
     results = json.loads((out / "results.json").read_text())

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.lab.helpers import LineTask
+from tests.lab.helpers import LineTask, finished_in
 from weightcast_lab.comparison import methods_to_compare, open_experiment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
 from weightcast_lab.own import resolved
+from weightcast_lab.records import RUNS
 from weightcast_lab.tasks import DataSource, make_task, parse_options
 from weightcast_lab.train import Settings
 
@@ -33,7 +34,7 @@ def test_a_task_and_an_optimizer_of_ones_own_are_compared(weightcast, tmp_path, 
     assert experiment["configuration"]["task"] == experiment["key"] == "Spirals"
     assert [m["optimizer"] for m in experiment["methods"]] == ["Lion", "Lion"]
     assert str(EXAMPLES.parent) not in (tmp_path / "results.json").read_text()
-    assert (tmp_path / "runs" / "Lion-s1-lr0.002" / "seed-0" / "result.json").exists()
+    assert sorted(finished_in(tmp_path)) == ["Lion-s1-lr0.002/seed-0", "Lion/seed-0"]
 
 
 def test_a_changed_file_does_not_pass_for_the_old_one(weightcast, tmp_path):
@@ -44,15 +45,17 @@ def test_a_changed_file_does_not_pass_for_the_old_one(weightcast, tmp_path):
     words += ["--optimizer", f"{tmp_path}/own_optimizer.py:Lion", "--seeds", 1, "--epochs", 1]
     words += ["--jobs", 1, "--out", tmp_path / "out"]
     assert weightcast("compare", *words).code == 0
-    (result,) = (tmp_path / "out/runs/Lion").rglob("result.json")
-    result.write_text(result.read_text().replace('"seed": 0', '"seed": 7'))  # would be seen
+    out = tmp_path / "out"
+    kept = {name: record.weights for name, record in finished_in(out).items()}
+    (out / RUNS).write_text((out / RUNS).read_text().replace(kept["Lion/seed-0"], "old"))
     with (tmp_path / "own_optimizer.py").open("a") as file:
         file.write("# changed\n")
     done = weightcast("compare", *words)
     assert done.code == 0
-    assert "runs/Lion/seed-0/result.json has another configuration" in done.err.replace("\n", "")
-    assert "runs/sgd" not in done.err
-    assert json.loads(result.read_text())["seed"] == 0
+    assert "runs.jsonl: Lion, seed 0, has another configuration" in done.err.replace("\n", "")
+    assert "sgd, seed" not in done.err
+    assert {name: record.weights for name, record in finished_in(out).items()} == kept
+    assert "1 finished already" in done.err
     with (tmp_path / "own_task.py").open("a") as file:
         file.write("# changed\n")
     done = weightcast("compare", *words)
@@ -80,12 +83,12 @@ def test_an_option_is_of_the_type_of_its_default(tmp_path, word, value):
         parse_options(mine, ["sizes=3"])
 
 
-@pytest.mark.parametrize("steps", [[], [1.0, 1.0000001]])
-def test_two_methods_never_share_a_folder(tmp_path, steps):
+def test_two_methods_never_share_a_name(tmp_path):
     (tmp_path / "other.py").write_text("import torch\nclass Lion(torch.optim.SGD): ...")
-    optimizers = [LION] if steps else [LION, f"{tmp_path}/other.py:Lion"]
     with pytest.raises(LabError, match="Two methods are called 'Lion"):
-        methods_to_compare(optimizers, [], steps)
+        methods_to_compare([LION, f"{tmp_path}/other.py:Lion"], [], [])
+    near = methods_to_compare([LION], [], [1.0, 1.0000001])
+    assert [method.key for method in near] == ["Lion", "Lion-s1", "Lion-s1.0000001"]
     assert len(methods_to_compare([LION, LION], ["adamw", "adamw"], [])) == 2
 
 

@@ -1,6 +1,7 @@
 """A person sees bars; a pipe or a log a handful of lines, and whatever went wrong."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from rich.console import Console
 
 from weightcast_lab.optimizers import Method
 from weightcast_lab.progress import ProgressDisplay, duration
-from weightcast_lab.store import RunFiles
+from weightcast_lab.records import RunRecord
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.train import Cell, Job, Settings
 
-DONE: dict[str, Any] = {"diverged_at": None}
+DONE = RunRecord("configuration", "adamw", 0, {"step": [0]})
 
 
 class Clock:
@@ -25,8 +26,8 @@ class Clock:
 
 def jobs(count: int) -> list[Job]:
     settings = Settings("digits", DataSource(), 0.01, 4, 3, "cpu")
-    files = RunFiles(Path("nowhere"), "configuration")
-    return [Job(Cell(Method("adamw"), seed), settings, files) for seed in range(count)]
+    cells = [Cell(Method("adamw"), seed) for seed in range(count)]
+    return [Job(cell, settings, cell.files(Path("nowhere"), "configuration")) for cell in cells]
 
 
 def shown(runs: list[Job], play: Any, *, live: bool = False) -> list[str]:
@@ -103,7 +104,7 @@ def test_what_goes_wrong_has_its_line(live):
     def play(display: ProgressDisplay, clock: Clock) -> None:
         for job in runs:
             display.on_start(job)
-        display.on_finish(runs[0], {"diverged_at": 7})
+        display.on_finish(runs[0], replace(DONE, diverged_at=7))
         display.on_failure(runs[1], "its process ended with code 3")
         display.on_pause(runs[2])
         display.on_warning("this file is damaged")

@@ -16,7 +16,7 @@ from weightcast_lab.protocol import (
     preset_named,
 )
 from weightcast_lab.results import load_results
-from weightcast_lab.runner import TaskLoader, compute
+from weightcast_lab.runner import TaskLoader, compute, tell
 from weightcast_lab.tasks import TASKS
 
 
@@ -81,10 +81,7 @@ def run_here(jobs, workers, watcher, until):
     for job in jobs:
         watcher.on_start(job)
         send = partial(relay, watcher, job)
-        event, *content = compute(job, loader, send, until)
-        if event == "on_failure":
-            failed[job] = content[0]
-        getattr(watcher, event)(job, *content)
+        tell(watcher, failed, job, *compute(job, loader, send, until))
     return failed
 
 

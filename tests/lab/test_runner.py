@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.lab.helpers import without_seconds
+from tests.lab.helpers import runs_in, without_seconds
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
 from weightcast_lab.runner import run_jobs
@@ -31,8 +31,8 @@ class Recorder:
             worker.kill()
             worker.join()
 
-    def on_finish(self, job, result):
-        self.results[job.cell] = result
+    def on_finish(self, job, record):
+        self.results[job.cell] = record
 
     def on_failure(self, job, reason):
         self.failures[job.cell] = reason
@@ -61,6 +61,10 @@ def test_numbers_do_not_depend_on_who_works_and_how_many(tmp_path, one_thread):
         assert without_seconds(recorder.results[cell]) == without_seconds(here)
         assert recorder.events[cell][0] == "start"
         assert recorder.events[cell][-1] == (38, 38)
+    assert len(runs_in(tmp_path)) == len(CELLS)
+    assert {(r.method, r.seed): r for r in runs_in(tmp_path)} == {
+        (cell.method.key, cell.seed): recorder.results[cell] for cell in CELLS
+    }
 
 
 def test_a_killed_worker_costs_its_own_run_only(tmp_path):

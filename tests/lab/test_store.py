@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
+from pathlib import PurePosixPath
 
 import pytest
 import torch
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.store import RunFiles, open_folder, to_json, write_atomically
+from weightcast_lab.files import to_json, write_atomically
+from weightcast_lab.store import RunFiles, computing_in, open_folder
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -14,7 +18,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("weightcast_lab.store.os.fsync", full)
+    monkeypatch.setattr("weightcast_lab.files.os.fsync", full)
     with pytest.raises(LabError, match="No space left on device"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -84,33 +88,86 @@ def test_runs_without_a_configuration_are_refused(tmp_path):
         open_folder(tmp_path, {})
 
 
-def test_results_come_back(tmp_path):
-    files = RunFiles(tmp_path, "c")
-    assert files.load_result(pytest.fail) is None
-    files.save_result({"history": {"step": [0]}})
-    assert files.load_result(pytest.fail)["history"] == {"step": [0]}
+def test_a_folder_of_runs_in_single_files_is_refused_saying_what_to_do(tmp_path):
+    old = tmp_path / "runs" / "adamw" / "seed-0" / "result.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    with pytest.raises(LabError, match=f"python -m weightcast_lab.convert_runs {tmp_path}"):
+        open_folder(tmp_path, {})
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"configuration": "c"}', '{"configuration": "c", "history": 1}']
-)
-def test_a_damaged_result_counts_as_missing_with_a_warning(tmp_path, content):
-    (tmp_path / "result.json").write_text(content)
-    warnings = []
-    assert RunFiles(tmp_path, "c").load_result(warnings.append) is None
-    assert str(tmp_path / "result.json") in warnings[0]
+def test_an_old_file_keeps_its_mode_and_a_link_stays_one(tmp_path):
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_result_of_another_configuration_counts_as_missing(tmp_path):
-    RunFiles(tmp_path, "a").save_result({"history": {"step": [0]}})
-    warnings = []
-    assert RunFiles(tmp_path, "b").load_result(warnings.append) is None
-    assert "has another configuration" in warnings[0]
+def test_two_commands_in_one_folder_are_refused(tmp_path):
+    """The other is another process, killed without mercy: the folder is free again at once."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from weightcast_lab.store import computing_in\n"
+        "with computing_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(LabError, match="Another command computes in"), computing_in(tmp_path):
+            pytest.fail("both are in")
+    finally:
+        other.kill()
+        other.communicate()
+    with computing_in(tmp_path):
+        pass
+
+
+def test_a_folder_that_is_not_ours_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabError, match="cannot be written"), computing_in(tmp_path / "file"):
+        pytest.fail("it is a file")
+
+
+def files_of(folder, configuration="a"):
+    return RunFiles(folder, "adamw", 0, configuration)
 
 
 def test_a_checkpoint_of_another_configuration_is_not_called_damaged(tmp_path):
-    RunFiles(tmp_path, "a").save_checkpoint({"epoch": 1})
+    files_of(tmp_path, "a").save_checkpoint({"epoch": 1})
     warnings, cpu = [], torch.device("cpu")
-    assert RunFiles(tmp_path, "a").load_checkpoint(cpu, pytest.fail)["epoch"] == 1
-    assert RunFiles(tmp_path, "b").load_checkpoint(cpu, warnings.append) is None
+    assert files_of(tmp_path, "a").load_checkpoint(cpu, pytest.fail)["epoch"] == 1
+    assert files_of(tmp_path, "b").load_checkpoint(cpu, warnings.append) is None
     assert "has another configuration" in warnings[0]
+
+
+def test_how_far_a_run_is_can_be_read_without_its_weights(tmp_path, monkeypatch):
+    assert files_of(tmp_path).epochs_done() == 0
+    files_of(tmp_path).save_checkpoint({"epoch": 3, "model": torch.zeros(1000)})
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("all of it is loaded"))
+    assert files_of(tmp_path).epochs_done() == 3
+    assert files_of(tmp_path, "b").epochs_done() == 0
+    (files_of(tmp_path).working_folder / "checkpoint").write_bytes(b"{}\n")
+    assert files_of(tmp_path).epochs_done() == 0
+
+
+UNSAFE = {"epoch": 1, "optimizer": {"param_groups": [{"folder": PurePosixPath("x")}]}}
+
+
+def test_a_checkpoint_that_could_not_be_loaded_is_refused_at_the_first_save(tmp_path):
+    with pytest.raises(LabError, match=r"adamw could not resume .* alone, not pathlib"):
+        files_of(tmp_path).save_checkpoint(UNSAFE)
+    assert not files_of(tmp_path).has_begun
+
+
+def test_a_checkpoint_that_may_not_be_loaded_counts_as_none(tmp_path):
+    files_of(tmp_path).save_checkpoint({"epoch": 1})
+    files_of(tmp_path).save_checkpoint(UNSAFE)  # what came later is not looked at again
+    warnings = []
+    assert files_of(tmp_path).load_checkpoint(torch.device("cpu"), warnings.append) is None
+    assert "starts again from the beginning" in warnings[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import weightcast
-from tests.lab.helpers import LineTask
+from tests.lab.helpers import LineTask, finished_in
 from tests.lab.test_reproduction import run_here
 from weightcast_lab import optimizers, study
 from weightcast_lab.environment import NOT_INSTALLED
@@ -190,16 +190,12 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("weightcast_lab.report.write_report", lambda *_: [])
 
 
-def result_paths(out):
-    return {path.relative_to(out).as_posix() for path in out.rglob("result.json")}
-
-
 def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, one_thread):
     out = tmp_path / "out"
     before = weightcast("study", "small", "--out", out, "--missing")
     assert before.code == 0, before.err
     assert "54 runs are missing" in before.out  # 3 methods x 2 workloads x (3 rates x 2 + 3)
-    assert not result_paths(out)
+    assert not finished_in(out)
 
     stopped = weightcast("study", "small", "--out", out, "--minutes", 0)
     assert "0 of 54 runs are finished" in stopped.err
@@ -207,14 +203,13 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
     done = weightcast("study", "small", "--out", out)
     assert done.code == 0, done.err
     assert "Does a forecast improve AdamW?" in done.out
-    paths = result_paths(out)
+    paths = finished_in(out).keys()
     assert len(paths) == 54
     # the search ran on its own seeds, at every rate, of which the last diverges
-    assert "line/search/runs/adamw-s1-lr9e+28/seed-101/result.json" in paths
-    finals = {path.split("/runs/")[1] for path in paths if path.startswith("line/final/")}
-    methods = {path.split("/")[0] for path in finals}
-    assert len(methods) == 3
-    assert {path.split("/")[1] for path in finals} == {"seed-0", "seed-1", "seed-2"}
+    assert "line/search/adamw-s1-lr9e+28/seed-101" in paths
+    finals = [path.split("/")[2:] for path in paths if path.startswith("line/final/")]
+    assert len({method for method, _ in finals}) == 3
+    assert {seed for _, seed in finals} == {"seed-0", "seed-1", "seed-2"}
 
     experiments = load_results(out / "results.json")
     assert [e["workload"] for e in experiments] == ["A line", "A line, batch 10"]
@@ -247,13 +242,13 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, 
     more = weightcast("study", "small", "more", "--out", out)
     assert more.code == 0, more.err
     assert "Does NAdamW improve AdamW?" in more.out
-    assert len(result_paths(out) - paths) == 9
+    assert len(finished_in(out).keys() - paths) == 9
     # more seeds at the same rates
-    paths = result_paths(out)
+    paths = finished_in(out).keys()
     seeded = weightcast("study", "small", "--out", out, "--seeds", 4)
     assert seeded.code == 0, seeded.err
-    assert {path.split("/")[-2] for path in result_paths(out) - paths} == {"seed-3"}
-    assert len(result_paths(out) - paths) == 6
+    assert {path.split("/")[-1] for path in finished_in(out).keys() - paths} == {"seed-3"}
+    assert len(finished_in(out).keys() - paths) == 6
     assert "4 seeds" in seeded.out
     markdown = weightcast("report", out, "--markdown")
     assert "| AdamW s=∞ decaying |" in markdown.out
@@ -276,7 +271,7 @@ def test_a_search_goes_beyond_its_grid_as_long_as_the_best_rate_is_an_edge(
     assert list(tried) == [(name, rate) for name in ("adamw", "adamw-s1") for rate in rates]
     assert [None in losses for losses in tried.values()] == 2 * [False, False, False, False, True]
     assert [(m["learning rate"], m["edge"]) for m in experiment["methods"]] == [(3e-3, "")] * 2
-    assert len(result_paths(out)) == 2 * (5 * 2 + 2)
+    assert len(finished_in(out)) == 2 * (5 * 2 + 2)
     again = weightcast("study", "small", "--out", out, "--missing")
     assert "All runs are finished" in again.out
     assert "beyond the grid" in again.out
@@ -350,7 +345,7 @@ def test_a_study_of_delay_from_its_runs_to_its_questions(
     for question in ("what does it cost", "is a forecast of AdamW more than NAdamW"):
         assert f"2 steps late: {question}" in done.out
     assert "Does a forecast improve AdamW?" not in done.out
-    paths = result_paths(out)
+    paths = finished_in(out).keys()
     # 2 rates finish and one diverges, 2 search seeds, 3 seeds; the forecast at D = 2 only
     assert len(paths) == 5 * (3 * 2 + 3) == one.runs
     assert not any("s1D" in path for path in paths if path.startswith("line-d0/"))

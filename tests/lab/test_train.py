@@ -7,20 +7,20 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.lab.helpers import LineTask, without_seconds
+from tests.lab.helpers import LineTask, runs_in, without_seconds
 from tests.oracles.algorithm1 import Algorithm1, Group
 from tests.test_algorithm1 import NAMES, Network, batches, initial_weights
 from weightcast_lab.environment import environment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
-from weightcast_lab.store import RunFiles
+from weightcast_lab.records import RUNS
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Settings, train
 
@@ -45,6 +45,11 @@ def kill_at(step_to_die):
     return on_step
 
 
+def files_of(folder, method=Method("adamw")):  # noqa: B008
+    """Of the run that `train_line` makes if it is told of no other folder and seed."""
+    return Cell(method, 0).files(folder / "run", "configuration")
+
+
 class HalfLine(LineTask):
     """In bfloat16, and its numbers are tensors."""
 
@@ -64,16 +69,16 @@ class HalfLine(LineTask):
 
 def test_tensors_for_numbers_and_low_precision_are_fine(train_line):
     result = train_line(task=HalfLine())
-    assert all(isinstance(x, float) for x in result["history"]["validation_loss"])
-    assert result["test"]["test error"] == result["history"]["metric"][-1]
+    assert all(isinstance(x, float) for x in result.history["validation_loss"])
+    assert result.test["test error"] == result.history["metric"][-1]
 
 
 def test_history_has_an_evaluation_before_training_and_one_per_epoch(train_line):
     result = train_line()
-    assert result["history"]["step"] == [0, 5, 10, 15]
-    assert result["history"]["train_loss"][0] is None
-    assert result["history"]["seconds"] == sorted(result["history"]["seconds"])
-    assert result["diverged_at"] is None
+    assert result.history["step"] == [0, 5, 10, 15]
+    assert result.history["train_loss"][0] is None
+    assert result.history["seconds"] == sorted(result.history["seconds"])
+    assert result.diverged_at is None
 
 
 def test_the_same_run_twice_is_the_same(train_line):
@@ -84,13 +89,13 @@ def test_the_same_run_twice_is_the_same(train_line):
 def test_zero_steps_ahead_is_the_plain_optimizer_bit_for_bit(train_line):
     plain = without_seconds(train_line(Method("adamw"), folder="a"))
     zero = without_seconds(train_line(Method("adamw", 0.0), folder="b"))
-    assert zero == plain | {"method": "adamw-s0"}
+    assert zero == replace(plain, method="adamw-s0")
 
 
 def test_prediction_acts(train_line):
     plain, three = train_line(Method("adamw"), folder="a"), train_line(Method("adamw", 3.0))
-    assert plain["weights"] != three["weights"]
-    assert plain["history"]["validation_loss"][0] == three["history"]["validation_loss"][0]
+    assert plain.weights != three.weights
+    assert plain.history["validation_loss"][0] == three.history["validation_loss"][0]
 
 
 def test_training_is_plain_torch(train_line):
@@ -105,7 +110,7 @@ def test_training_is_plain_torch(train_line):
         loss.backward()
         optimizer.step()
     model.eval()
-    assert task.evaluate(model)[0] == result["history"]["validation_loss"][-1]
+    assert task.evaluate(model)[0] == result.history["validation_loss"][-1]
 
 
 def train_batches(train_line, **changes):
@@ -157,7 +162,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_starts_again(train_line, t
     undisturbed = train_line(folder="undisturbed")
     with pytest.raises(Killed):
         train_line(on_step=kill_at(8))
-    path = tmp_path / "run" / "checkpoint"
+    path = files_of(tmp_path).working_folder / "checkpoint"
     path.write_bytes(damage(path.read_bytes()))
     warnings, taken = [], []
     result = train_line(warn=warnings.append, on_step=lambda step, *_: taken.append(step))
@@ -169,9 +174,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_starts_again(train_line, t
 
 def test_a_run_ends_where_the_loss_stops_being_finite(train_line, tmp_path):
     result = train_line(task=LineTask(broken=[7]))
-    assert result["diverged_at"] == 7
-    assert result["history"]["step"] == [0, 5]
-    assert RunFiles(tmp_path / "run", "configuration").load_result(pytest.fail)
+    assert result.diverged_at == 7
+    assert result.history["step"] == [0, 5]
+    assert runs_in(tmp_path / "run") == [result]
 
 
 def test_a_run_ends_where_a_gradient_stops_being_finite(train_line):
@@ -182,7 +187,7 @@ def test_a_run_ends_where_a_gradient_stops_being_finite(train_line):
                 model[0].weight.register_hook(lambda gradient: gradient * torch.nan)
             return loss, carried
 
-    assert train_line(task=BrokenGradient())["diverged_at"] == 6
+    assert train_line(task=BrokenGradient()).diverged_at == 6
 
 
 def test_a_run_ends_where_the_validation_loss_stops_being_finite(train_line):
@@ -190,7 +195,7 @@ def test_a_run_ends_where_the_validation_loss_stops_being_finite(train_line):
         def evaluate(self, model):
             return (torch.nan, 0.0) if self.seen else super().evaluate(model)
 
-    assert train_line(task=BrokenEvaluation())["diverged_at"] == 5
+    assert train_line(task=BrokenEvaluation()).diverged_at == 5
 
 
 def test_a_run_whose_test_is_not_finite_has_diverged(train_line, tmp_path):
@@ -199,13 +204,13 @@ def test_a_run_whose_test_is_not_finite_has_diverged(train_line, tmp_path):
             return {"test loss": torch.inf}
 
     result = train_line(task=BrokenTest())
-    assert (result["diverged_at"], result["test"]) == (result["history"]["step"][-1], {})
-    assert RunFiles(tmp_path / "run", "configuration").load_result(pytest.fail)
+    assert (result.diverged_at, result.test) == (result.history["step"][-1], {})
+    assert runs_in(tmp_path / "run") == [result]
 
 
 def test_a_learning_rate_without_reason_diverges(train_line):
     result = train_line(Method("sgd"), learning_rate=1e25)
-    assert 1 <= result["diverged_at"] <= 5
+    assert 1 <= result.diverged_at <= 5
 
 
 def test_the_state_is_carried_within_an_epoch_only(train_line):
@@ -239,26 +244,31 @@ def test_clipping_of_a_language_model_is_on_and_its_test_text_is_read(tmp_path, 
     task = make_task("ptb", DataSource(small_text, any_text=True))
     assert task.preset.clip_norm is not None
     settings = Settings("ptb", DataSource(), 0.01, 4, 2, "cpu")
-    files = RunFiles(tmp_path / "run", "configuration")
     cell = Cell(Method("adamw", 1.0), 0)
+    files = cell.files(tmp_path / "run", "configuration")
     result = train(cell, task, settings, files, lambda *_: None, pytest.fail)
     # the text repeats two sentences: nearly all of it can be learnt
-    assert result["history"]["metric"][-1] < result["history"]["metric"][0]
-    assert result["test"].keys() == {"test perplexity"}
+    assert result.history["metric"][-1] < result.history["metric"][0]
+    assert result.test.keys() == {"test perplexity"}
 
 
 def test_a_full_disk_is_one_sentence(train_line, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("weightcast_lab.store.os.replace", full)
+    monkeypatch.setattr("weightcast_lab.files.os.replace", full)
     with pytest.raises(LabError, match="No space left on device"):
         train_line()
 
 
-def test_files_of_a_finished_run(train_line, tmp_path):
-    train_line()
-    assert [path.name for path in Path(tmp_path / "run").iterdir()] == ["result.json"]
+def test_files_of_an_unfinished_and_of_a_finished_run(train_line, tmp_path):
+    with pytest.raises(Killed):
+        train_line(on_step=kill_at(8))
+    assert not (tmp_path / "run" / RUNS).exists()
+    assert [path.name for path in files_of(tmp_path).working_folder.iterdir()] == ["checkpoint"]
+    result = train_line()
+    assert not files_of(tmp_path).working_folder.exists()
+    assert runs_in(tmp_path / "run") == [result]
 
 
 def test_time_is_up_at_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_happened(train_line):
@@ -341,14 +351,14 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(train_line):
     train_line(task=(task := Seen()), precision="bf16")
     assert task.dtypes == {torch.bfloat16}
     plain = train_line(folder="fp32")
-    assert train_line(folder="bf16", precision="bf16")["weights"] != plain["weights"]
+    assert train_line(folder="bf16", precision="bf16").weights != plain.weights
 
 
 def test_every_environment_of_a_run_is_kept(train_line, monkeypatch):
     with pytest.raises(Killed):
         train_line(on_step=kill_at(8))
     monkeypatch.setattr("weightcast_lab.environment.torch.__version__", "elsewhere")
-    first, second = train_line()["environments"]
+    first, second = train_line().environments
     assert first | {"torch": "elsewhere"} == second
 
 
@@ -364,7 +374,8 @@ def train_digits(folder, killed_at=None, seconds=0.0):
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     files = cell.files(folder, "configuration")
-    train(cell, make_task("digits", DataSource()), settings, files, on_step, pytest.fail)
+    task = make_task("digits", DataSource())
+    files.save_result(train(cell, task, settings, files, on_step, pytest.fail))
 
 
 def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path):
@@ -382,17 +393,17 @@ def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path)
         victim.start()
         victim.join()
         assert victim.exitcode == -signal.SIGKILL
-        assert part.load_result(pytest.fail) is None, "it ended before it could be killed"
+        assert not runs_in(part.folder), "it ended before it could be killed"
         checkpoint = part.load_checkpoint(torch.device("cpu"), pytest.fail)
         found.append(checkpoint["epoch"] if checkpoint else 0)
         if found[-1] > 4:  # let it not come to its end before the tenth time
-            part.folder.joinpath("checkpoint").unlink()
+            part.working_folder.joinpath("checkpoint").unlink()
     assert len(set(found)) > 1
     last = processes.Process(target=train_digits, args=(tmp_path / "part",))
     last.start()
     last.join()
     undisturbed.join()
-    mine, theirs = part.load_result(pytest.fail), whole.load_result(pytest.fail)
+    (mine,), (theirs,) = runs_in(part.folder), runs_in(whole.folder)
     assert without_seconds(mine) == without_seconds(theirs)
 
 
@@ -413,7 +424,7 @@ def test_a_decaying_forecast_is_another_method_and_may_be_infinite(train_line):
     assert (decaying.key, decaying.label) == ("adamw-s3-decaying", "AdamW s=3 decaying")
     assert (infinite.key, infinite.label) == ("adamw-sinf-decaying", "AdamW s=∞ decaying")
     ends = {
-        train_line(method, folder=method.key)["weights"]
+        train_line(method, folder=method.key).weights
         for method in (Method("adamw"), Method("adamw", 3.0), decaying, infinite)
     }
     assert len(ends) == 4
@@ -471,18 +482,18 @@ def test_what_a_method_keeps_beside_the_weights(train_line, method, copies):
     needs_its_package(method)
     result = train_line(method)
     # steps and other counters come on top of this tiny network's 25 weights
-    assert copies <= result["memory"] < copies + 0.5
+    assert copies <= result.memory < copies + 0.5
 
 
 def test_a_run_names_the_package_that_its_optimizer_comes_from(train_line):
-    assert train_line(folder="plain")["package"] is None
+    assert train_line(folder="plain").package is None
     needs_its_package(Method("lion"))
     installed = f"pytorch_optimizer {version('pytorch_optimizer')}"
-    assert train_line(Method("lion"))["package"] == installed
+    assert train_line(Method("lion")).package == installed
 
 
 def test_a_run_names_its_processor(train_line):
-    assert train_line()["processor"].startswith(environment("cpu")["hardware"])
+    assert train_line().processor.startswith(environment("cpu")["hardware"])
 
 
 def test_muon_is_for_the_matrices_inside_only():
@@ -499,10 +510,10 @@ def test_muon_is_for_the_matrices_inside_only():
 def test_cpu_seconds_go_on_with_an_interrupted_run(train_line, tmp_path):
     with pytest.raises(Killed):
         train_line(on_step=kill_at(8))
-    files = RunFiles(tmp_path / "run", "configuration")
+    files = files_of(tmp_path)
     before = files.load_checkpoint(torch.device("cpu"), pytest.fail)["cpu_seconds"]
     assert before > 0
-    assert train_line()["cpu_seconds"] > before
+    assert train_line().cpu_seconds > before
 
 
 class OracleTask(LineTask):
@@ -561,12 +572,11 @@ def test_gradients_under_way_survive_a_kill(train_line, tmp_path, method, delay)
     undisturbed = train_line(method, folder="undisturbed", delay=delay)
     with pytest.raises(Killed):
         train_line(method, on_step=kill_at(8), delay=delay)
-    files = RunFiles(tmp_path / "run", "configuration")
-    checkpoint = files.load_checkpoint(torch.device("cpu"), pytest.fail)
+    checkpoint = files_of(tmp_path, method).load_checkpoint(torch.device("cpu"), pytest.fail)
     assert len(checkpoint["under_way"]) == delay
     resumed = train_line(method, delay=delay)
     assert without_seconds(resumed) == without_seconds(undisturbed)
-    assert undisturbed["weights"] != train_line(method, folder="prompt")["weights"]
+    assert undisturbed.weights != train_line(method, folder="prompt").weights
 
 
 def test_a_parameter_without_a_gradient_has_none_later_either(train_line):
@@ -594,7 +604,7 @@ def test_a_checkpoint_from_before_there_were_delays_goes_on(train_line, tmp_path
     undisturbed = train_line(folder="undisturbed")
     with pytest.raises(Killed):
         train_line(on_step=kill_at(8))
-    files = RunFiles(tmp_path / "run", "configuration")
+    files = files_of(tmp_path)
     checkpoint = files.load_checkpoint(torch.device("cpu"), pytest.fail)
     assert checkpoint.pop("under_way") == []
     files.save_checkpoint(checkpoint)

@@ -19,6 +19,7 @@ pytest.importorskip("torchvision")
 from tests.lab.conftest import LineTask
 from weightcast_lab.optimizers import Method
 from weightcast_lab.readings import Averages
+from weightcast_lab.records import RunRecord
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import cosine_factor
 from weightcast_lab.trials import page, report
@@ -225,20 +226,21 @@ def _loss(name: str, rate: float, seed: int, length: float) -> float:
     )
 
 
-def _result(job) -> dict:
+def _result(job) -> RunRecord:
     name, rate, seed = job.cell.method.name, job.cell.method.learning_rate, job.cell.seed
-    key = job.files.folder.relative_to(job.files.folder.parents[4]).parts[0]
+    key = job.files.folder.parent.name
     length = float(key.partition("-x")[2] or 1)
     loss = _loss(name, rate, seed, length)
     averages = {f"average-{share:g}": loss + d for share, d in ((0.01, 0), (0.03, -0.01), (0.1, 1))}
     readings = {"true": loss} | averages
-    return {
-        "diverged_at": 3 if name == "adamw-s1" and seed == 4 else None,
-        "readings": {n: {"validation": v, "test": v + 0.1} for n, v in readings.items()},
-        "history": {"step": [0, 10]},
-        "cpu_seconds": 1.0,
-        "memory": 2.0,
-        "environments": [
+    return RunRecord(
+        configuration="",
+        method=job.cell.method.key,
+        seed=seed,
+        history={"step": [0, 10]},
+        diverged_at=3 if name == "adamw-s1" and seed == 4 else None,
+        readings={n: {"validation": v, "test": v + 0.1} for n, v in readings.items()},
+        environments=[
             {
                 "device": "cpu",
                 "hardware": "a processor",
@@ -247,7 +249,7 @@ def _result(job) -> dict:
                 "weightcast": "0.1",
             }
         ],
-    }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +297,7 @@ def test_a_sample_of_the_tables_is_what_other_code_finds_in_the_raw_runs(studied
     row = next(one.row for one in answer.rows if one.row.name == "adamw-s3")
     effect = row.effects[answer.workloads.index(label)]
     both = [
-        [raw[f"{label} (final)", name, rate, seed]["readings"]["true"]["test"] for seed in range(5)]
+        [raw[f"{label} (final)", name, rate, seed].readings["true"]["test"] for seed in range(5)]
         for name, rate in (("adamw-s3", 5.2e-3), ("nadamw_mu", 3e-3))
     ]
     found = stats.ttest_rel(*(np.log(losses) for losses in both))

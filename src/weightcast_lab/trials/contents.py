@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weightcast_lab.comparison import distinct
+from weightcast_lab.records import RunRecord
 from weightcast_lab.runner import Failures
 from weightcast_lab.train import Job
 from weightcast_lab.trials.protocol import WORKLOADS
@@ -24,11 +25,11 @@ def _content(
 ) -> dict[str, Any]:
     workload = WORKLOADS[arm.key]
     parts = {
-        name: {job: r for job, r in results.items() if job.files.folder.is_relative_to(e.folder)}
+        name: {job: r for job, r in results.items() if job.files.folder == e.folder}
         for name, e in (("search", arm.search), ("runs", arm.final))
     }
     both = [result for part in parts.values() for result in part.values()]
-    environments = distinct(e for result in both for e in result["environments"])
+    environments = distinct(e for result in both for e in result.environments)
     return {
         "key": arm.key,
         **arm.final.about,
@@ -66,19 +67,19 @@ def _full(key: str) -> str:
     return key.partition("-x")[0]
 
 
-def _short(job: Job, result: dict[str, Any], environments: list[Any]) -> dict[str, Any]:
+def _short(job: Job, result: RunRecord, environments: list[Any]) -> dict[str, Any]:
     method = job.cell.method
     return {
         "name": method.name,
         "rate": method.learning_rate,
         "seed": job.cell.seed,
-        "diverged_at": result["diverged_at"],
+        "diverged_at": result.diverged_at,
         "readings": {
             place: {data: float(f"{loss:.7g}") for data, loss in losses.items()}
-            for place, losses in result.get("readings", {}).items()
+            for place, losses in result.readings.items()
         },
-        "steps": result["history"]["step"][-1],
-        "cpu_seconds": round(result["cpu_seconds"], 2),
-        "memory": round(result["memory"], 3),
-        "environment": [environments.index(e) for e in result["environments"]],
+        "steps": result.history["step"][-1],
+        "cpu_seconds": round(result.cpu_seconds or 0.0, 2),
+        "memory": round(result.memory or 0.0, 3),
+        "environment": [environments.index(e) for e in result.environments],
     }

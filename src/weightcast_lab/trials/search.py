@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from weightcast_lab.comparison import Experiment, open_experiment
 from weightcast_lab.optimizers import check_installed
 from weightcast_lab.readings import TRUE, average_name
+from weightcast_lab.records import RunRecord
 from weightcast_lab.store import open_folder
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.train import Job
@@ -32,7 +32,7 @@ from weightcast_lab.trials.protocol import (
 )
 from weightcast_lab.tuning import Phase, settings_of, tasks_of
 
-RunResults = Mapping[Job, dict[str, Any]]
+RunResults = Mapping[Job, RunRecord]
 
 Losses = Mapping[tuple[int, int], float]
 """By the rate's power and the number of the search seed; infinite where a run diverged."""
@@ -84,12 +84,12 @@ def _best(losses: Losses, powers: Sequence[int]) -> Search:
     return Search((), best, means[best])
 
 
-def loss_of(result: Mapping[str, Any], candidate: Candidate, data: str = "validation") -> float:
+def loss_of(result: RunRecord, candidate: Candidate, data: str = "validation") -> float:
     """The final loss by which a candidate is chosen; infinite if the run diverged."""
-    if result["diverged_at"] is not None:
+    if result.diverged_at is not None:
         return math.inf
     names = list(map(average_name, AVERAGES)) if candidate.averaged else [TRUE]
-    return min(float(result["readings"][name][data]) for name in names)
+    return min(result.readings[name][data] for name in names)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Arm:
         jobs = [
             self.job(choice.candidate, choice.rate, seed, is_search=True) for seed in SEARCH_SEEDS
         ]
-        found = [results[job]["readings"] for job in jobs if job in results]
+        found = [results[job].readings for job in jobs if job in results]
         return min(
             map(average_name, AVERAGES),
             key=lambda name: sum(readings[name]["validation"] for readings in found if readings),

@@ -1,0 +1,199 @@
+"""`runs.jsonl`: a line a run, whole after whatever happens."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.lab.helpers import runs_in
+from tests.lab.test_runner import CELLS, jobs
+from weightcast_lab import records
+from weightcast_lab.convert_runs import convert
+from weightcast_lab.errors import LabError
+from weightcast_lab.records import RUNS, FinishedRuns, RunRecord, append_lines, read_runs
+
+ROOT = Path(__file__).parents[2]
+
+RUN = RunRecord(
+    "configuration",
+    "adamw",
+    0,
+    {"step": [0, 5], "train_loss": [None, 0.1 + 0.2], "validation_loss": [1e-300, 2 / 3]},
+    [{"hardware": "größer als «alles»", "torch": "x\ny"}],
+    test={"test loss": 1.0},
+)
+
+
+def run(seed, **more):
+    return replace(RUN, seed=seed, **more)
+
+
+def test_runs_come_back_to_the_last_bit_in_the_order_of_their_lines(tmp_path):
+    for seed in (3, 1, 2):
+        append_lines(tmp_path / RUNS, run(seed).to_line())
+    assert runs_in(tmp_path) == [run(3), run(1), run(2)]
+    assert (tmp_path / RUNS).read_bytes().count(b"\n") == 3
+
+
+def test_a_run_of_an_earlier_version_has_defaults_and_one_of_a_later_what_we_know(tmp_path):
+    line = b'{"configuration":"c","method":"m","seed":1,"history":{"step":[0]},"later":[1]}\n'
+    append_lines(tmp_path / RUNS, line)
+    assert runs_in(tmp_path) == [RunRecord("c", "m", 1, {"step": [0]})]
+
+
+@pytest.mark.parametrize("cut", [1, 30, -10, -1])
+def test_a_piece_of_a_line_is_warned_of_and_does_not_harm_the_next(tmp_path, cut):
+    path = tmp_path / RUNS
+    path.write_bytes(run(0).to_line() + run(1).to_line()[:cut])
+    warnings = []
+    whole = [run(0), run(1)] if cut == -1 else [run(0)]  # the line break alone is lost
+    assert read_runs(path, warnings.append) == whole
+    assert ["line 2" in warning for warning in warnings] == [True] * (2 - len(whole))
+    append_lines(path, run(2).to_line())
+    assert runs_in(tmp_path) == [*whole, run(2)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"[]", b"7", b'"text"', b"\xff", b"\0\0\0", b"<<<<<<< HEAD", b"[" * 100_000),
+        *(b'{"configuration": "c"}', b'{"configuration":"c","method":"m","seed":0,"history":1}'),
+        b'{"configuration":"c","method":"m","seed":true,"history":{"step":[]}}',
+    ],
+)
+def test_a_damaged_line_costs_its_own_run_only(tmp_path, line):
+    path = tmp_path / RUNS
+    path.write_bytes(run(0).to_line() + line + b"\n" + run(1).to_line())
+    warnings = []
+    assert read_runs(path, warnings.append) == [run(0), run(1)]
+    assert [str(path) in warning and "line 2" in warning for warning in warnings] == [True]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    append_lines(tmp_path / RUNS, run(0).to_line())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(LabError, match=r"runs\.jsonl cannot be written \(No space left on device"):
+        append_lines(tmp_path / RUNS, run(1).to_line())
+    assert (tmp_path / RUNS).read_bytes() == run(0).to_line()
+
+
+def test_what_cannot_be_read_is_not_computed_again(tmp_path):
+    (tmp_path / RUNS).mkdir()
+    with pytest.raises(LabError, match=r"runs\.jsonl cannot be read"):
+        read_runs(tmp_path / RUNS, pytest.fail)
+
+
+def append_for_ever(folder):
+    for seed in range(10**9):
+        append_lines(folder / RUNS, replace(RUN, seed=seed, weights="w" * 20_000).to_line())
+
+
+def test_killed_at_any_moment_the_file_has_whole_runs_and_goes_on(tmp_path):
+    processes = multiprocessing.get_context("forkserver")
+    dice, before = random.Random(3), 0
+    for _ in range(8):
+        victim = processes.Process(target=append_for_ever, args=(tmp_path,))
+        victim.start()
+        while len(read_runs(tmp_path / RUNS, lambda _: None)) < before + 2:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 0.01))
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+        warnings = []
+        before = len(read_runs(tmp_path / RUNS, warnings.append))
+        assert len(warnings) <= 1
+        append_lines(tmp_path / RUNS, run(7).to_line())
+        before += 1
+        assert len(runs_in(tmp_path)) == before
+
+
+def test_each_file_is_read_once_and_the_last_line_of_a_run_counts(tmp_path, monkeypatch):
+    ours = jobs(tmp_path)
+    for job, step in ((ours[0], 1), (ours[1], 1), (ours[0], 2)):
+        record = replace(RUN, method=job.cell.method.key, seed=job.cell.seed, diverged_at=step)
+        job.files.save_result(record)
+    read, honest = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or honest(path))
+    finished = FinishedRuns(pytest.fail)
+    for _ in range(3):
+        found = finished.of(ours)
+    assert {job.cell: record.diverged_at for job, record in found.items()} == {
+        CELLS[0]: 2,
+        CELLS[1]: 1,
+    }
+    assert read == [tmp_path / RUNS]
+    finished.add({ours[3]: replace(RUN, method=ours[3].cell.method.key, seed=ours[3].cell.seed)})
+    assert finished.of(ours).keys() == {ours[0], ours[1], ours[3]}
+
+
+def test_a_run_of_another_configuration_counts_as_missing(tmp_path):
+    (job, *_) = jobs(tmp_path)
+    job.files.save_result(replace(RUN, configuration="another"))
+    warnings = []
+    assert FinishedRuns(warnings.append).of([job]) == {}
+    assert "adamw, seed 0, has another configuration" in warnings[0]
+
+
+# --- the converter, as long as there is one ------------------------------------------------------
+
+
+def old_file(folder, record, **more):
+    path = folder / "runs" / record.method / f"seed-{record.seed}" / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(record.to_line()) | more
+    path.write_text(json.dumps(content, indent=1))
+    return content
+
+
+def content_of(folder):
+    return [json.loads(line) for line in (folder / RUNS).read_bytes().splitlines()]
+
+
+def test_converting_again_adds_what_is_new_and_loses_nothing(tmp_path):
+    here, there = tmp_path / "a" / "search", tmp_path / "b"
+    first = [old_file(here, run(seed), unknown=[seed]) for seed in (0, 1)]
+    other = old_file(there, run(0, method="nadamw"))
+    assert convert(tmp_path) == (3, 3)
+    assert (content_of(here), content_of(there)) == (first, [other])
+    assert convert(tmp_path) == (3, 0)
+    # more runs, one that was made anew, and one that a newer version has appended meanwhile
+    append_lines(here / RUNS, run(9).to_line())
+    changed = old_file(here, run(1), weights="others")
+    new = old_file(here, run(2))
+    assert convert(tmp_path, delete=True) == (4, 2)
+    assert content_of(here) == [*first, json.loads(run(9).to_line()), changed, new]
+    assert convert(tmp_path) == (0, 0)
+    assert not (here / "runs").exists()
+
+
+def test_a_damaged_or_misplaced_file_is_named_and_nothing_is_deleted(tmp_path):
+    old_file(tmp_path, run(0))
+    path = tmp_path / "runs" / "adamw" / "seed-1" / "result.json"
+    path.parent.mkdir()
+    for content, sentence in ((b"{", "is damaged"), (run(3).to_line(), "is of another run")):
+        path.write_bytes(content)
+        with pytest.raises(LabError, match=f"seed-1/result.json {sentence}"):
+            convert(tmp_path, delete=True)
+        assert path.exists()
+        assert not (tmp_path / RUNS).exists()
+
+
+def test_the_committed_runs_are_whole():
+    """Every line is a run, no run is there twice, and the results were made from them."""
+    files = sorted((ROOT / "results").rglob(RUNS))
+    if not files:
+        pytest.skip("a distribution has the results alone")
+    for path in files:
+        found = read_runs(path, pytest.fail)
+        assert len({(record.method, record.seed) for record in found}) == len(found) > 0
+        assert (path.parent / "config.json").exists()
