@@ -18,8 +18,7 @@ class SkorchCallback(Callback):
     the history of each epoch.
 
     skorch tells no callback of an exception. The next `fit` or `partial_fit` begins anew all the
-    same; as a context manager (`with callback: net.fit(x, y)`) the callback detaches whatever
-    happens.
+    same; as a context manager (`with callback: net.fit(x, y)`) it detaches at once.
 
     Args:
         steps: s, as for `weightcast.attach`.

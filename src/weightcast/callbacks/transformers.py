@@ -16,7 +16,7 @@ class TransformersCallback(TrainerCallback):
     It adds `forecast_steps` and `forecast_length` to each log of the loss.
 
     A Trainer tells no callback of an exception. The next `train()` begins anew all the same; as a
-    context manager (`with callback: trainer.train()`) the callback detaches whatever happens.
+    context manager (`with callback: trainer.train()`) it detaches at once.
 
     Args:
         steps: s, as for `weightcast.attach`.
