@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "examples" / "README.md",
 ]
 DRAWINGS = ROOT / "docs" / "drawings"
-FRAMEWORKS = ("lightning", "accelerate", "transformers")
+FRAMEWORKS = ("lightning", "accelerate", "transformers", "skorch")
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)
 
 pytestmark = [  # the frameworks' own

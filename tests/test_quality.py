@@ -41,7 +41,8 @@ def test_static_checks(command: list[str]) -> None:
     "module", [name for _, name, _ in pkgutil.walk_packages([str(LIBRARY)], "weightcast.")]
 )
 def test_documented_examples_run(module: str) -> None:
-    if module.startswith("weightcast.kernels."):  # not every machine can have every back-end
+    # not every machine can have every back-end, nor every framework
+    if module.startswith(("weightcast.kernels.", "weightcast.callbacks.")):
         pytest.importorskip(module, exc_type=ImportError)
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
@@ -147,6 +148,14 @@ def test_a_rule_is_at_most_a_dozen_lines() -> None:
         assert rule.end_lineno - rule.lineno + 1 <= 12, rule.name
 
 
+OPTIONAL = {  # what a file needs that is imported only when asked for
+    "kernels/triton.py": {"triton"},
+    "callbacks/lightning.py": {"lightning", "pytorch_lightning"},
+    "callbacks/skorch.py": {"skorch"},
+    "callbacks/transformers.py": {"transformers"},
+}
+
+
 def test_the_library_needs_torch_alone() -> None:
     for path in LIBRARY.rglob("*.py"):
         imported = set()
@@ -155,7 +164,7 @@ def test_the_library_needs_torch_alone() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-        optional = {"triton"} if path == LIBRARY / "kernels" / "triton.py" else set()
+        optional = OPTIONAL.get(path.relative_to(LIBRARY).as_posix(), set())
         assert imported - sys.stdlib_module_names <= {"torch", "weightcast"} | optional, path
 
 
