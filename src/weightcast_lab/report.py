@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from weightcast_lab import foresight_report, paper_tables, study_tables
+from weightcast_lab.brief import brief
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.page import html_page, paper_page, study_figures, study_page
@@ -152,7 +153,7 @@ KINDS = (
         study_tables.terminal,
         study_tables.markdown,
         _study_files,
-        brief=study_tables.brief,
+        brief=brief,
     ),
     Kind(
         "title",
