@@ -13,6 +13,7 @@ from weightcast_lab.statistics import MedianInterval
 from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
 from weightcast_lab.study_tables import (
     about_edges,
+    about_nadamw,
     counts,
     effect_text,
     median_text,
@@ -70,6 +71,7 @@ def brief(experiments: Sequence[Results]) -> str:
         "the later), and from the best task to the worst. Cost of a step: CPU seconds, in AdamW's, "
         "on the median task.",
         computed_on(experiments),
+        *about_nadamw(experiments),
         *about_edges(experiments),
     ]
     return markdown_rows(header, marked(cells)) + "\n" + "".join(f"- {note}\n" for note in notes)
@@ -130,6 +132,7 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
         "many of the tasks it is better / worse after a correction over tasks and methods. Below "
         "it the mean without the task that moves the means most, corrected likewise.",
         computed_on(experiments),
+        *about_nadamw(experiments),
         *about_edges(experiments),
     ]
     return "".join([*parts, *(f"- {note}\n" for note in notes)])

@@ -272,11 +272,22 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
     if packages:
         notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
-    notes += about_edges(experiments)
+    notes += [*about_nadamw(experiments), *about_edges(experiments)]
     for experiment in experiments:
         problems = {w["label"]: problem_of(experiment, w["name"]) for w in experiment["wanted"]}
         notes += problem_notes(experiment["workload"], problems)
     return notes
+
+
+def about_nadamw(experiments: Sequence[Results]) -> list[str]:
+    """What is called so, if it ran."""
+    if all(m["optimizer"] != "nadamw" for e in experiments for m in e["methods"]):
+        return []
+    return [
+        "NAdamW is torch.optim.NAdam as torch makes it, with decoupled weight decay. Its "
+        "momentum_decay of 0.004 keeps the look-ahead's μ near half of β₁ in runs as short as "
+        "these; the NAdamW of the literature, AlgoPerf's for one, with μ = β₁, is not among them."
+    ]
 
 
 def about_edges(experiments: Sequence[Results]) -> list[str]:
