@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from weightcast_lab import foresight_report, paper_tables, study_tables
+from weightcast_lab.brief import brief
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.files import write_atomically
@@ -154,7 +155,7 @@ KINDS = (
         study_tables.terminal,
         study_tables.markdown,
         _study_files,
-        brief=study_tables.brief,
+        brief=brief,
     ),
     Kind(
         "title",
