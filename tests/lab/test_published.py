@@ -195,7 +195,8 @@ def test_one_line_added_and_nothing_retuned(study):
     assert (pairs.size, (pairs < 0).sum()) == (30, 30)
     nadamw = np.concatenate(changes["nadamw"][1:])
     assert ((nadamw < 0).sum(), nadamw.size, percent(nadamw.mean())) == (8, 10, "+0.0")
-    said = f"30 of 30 pairs of runs on the five tasks ({shown[0]}, {shown[1]} and {shown[2]} %; NAdamW 0.0)"
+    changes = f"{shown[0]}, {shown[1]} and {shown[2]} %; NAdamW 0.0"
+    said = f"30 of 30 pairs of runs on the five tasks ({changes})"
     assert said in prose("README.md")
     assert "NAdamW in 8 of 10, by 0.0 %" in prose("docs/results.md")
 

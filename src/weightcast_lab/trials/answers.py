@@ -168,7 +168,7 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
         }
         found.append(
             Row(
-                AnswerRow(name, CANDIDATES[name].label, effects, overall),
+                AnswerRow(name, CANDIDATES[name].label, effects, overall, without=()),
                 is_primary,
                 _momenta(name, at, asked),
                 without_strongest(groups),

@@ -179,6 +179,7 @@ def _pictures(experiments: Sequence[Results]) -> Iterator[tuple[str, bytes]]:
     for answer in answers(experiments):
         asked = Asked(answer.question.key, "", answer.question.reference, ())
         rows = tuple(one.row for one in answer.rows)
-        forest = Forest(asked, answer.reference, answer.workloads, rows)
-        drawn = draw_forest([forest], f"{answer.reference}, {AT[answer.at]}", LIGHT, 2)
+        tasks = answer.workloads
+        forest = Forest(asked, answer.reference, tasks, tasks, 0, rows)
+        drawn = draw_forest([forest], f"{answer.reference}, {AT[answer.at]}", None, LIGHT, 2)
         yield f"{answer.question.key}-{answer.at}.png", to_image(drawn, "png")
