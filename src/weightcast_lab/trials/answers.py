@@ -136,6 +136,7 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
         and is_full_length(e["key"])
         and losses(e, question.reference, at)
     ]
+    workloads = tuple(e["workload"] for e in asked)
     measured: dict[str, list[tuple[list[float], str]]] = {}
     for name in question.candidates:
         cells = [changes(e, name, question.reference, at) for e in asked]
@@ -166,16 +167,17 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
         groups = {
             e["workload"]: values for e, (values, _) in zip(asked, measured[name], strict=True)
         }
+        row = AnswerRow(name, CANDIDATES[name].label, effects, overall, _without_each(groups))
         found.append(
             Row(
-                AnswerRow(name, CANDIDATES[name].label, effects, overall, without=()),
+                row,
                 is_primary,
                 _momenta(name, at, asked),
-                without_strongest(groups),
+                without_strongest(row, workloads),
                 visible_change(list(groups.values())),
             )
         )
-    return Answer(question, at, tuple(e["workload"] for e in asked), tuple(found))
+    return Answer(question, at, workloads, tuple(found))
 
 
 def _momenta(candidate: str, at: str, experiments: Iterable[Results]) -> str:
@@ -194,18 +196,23 @@ def is_full_length(key: str) -> bool:
     return key not in {shorter(k, length) for k in WORKLOADS for length in LENGTHS}
 
 
-def without_strongest(groups: Mapping[str, Sequence[float]]) -> tuple[str, Interval] | None:
-    """The mean without the group that moves it most, and which that is; None for fewer than 3."""
-    several = {name: values for name, values in groups.items() if len(values) > 1}
-    whole = stratified(list(several.values()))
-    if whole is None or len(several) < 3:
+def _without_each(groups: Mapping[str, Sequence[float]]) -> tuple[Effect, ...]:
+    """The mean without each of the groups in turn."""
+    rest = [[v for other, v in groups.items() if other != name] for name in groups]
+    means = [stratified(values) for values in rest]
+    return tuple(Effect(None if mean is None else mean[0], None) for mean in means)
+
+
+def without_strongest(row: AnswerRow, workloads: Sequence[str]) -> tuple[str, Interval] | None:
+    """The mean without the task that moves it most, and which that is; None for fewer than 3."""
+    mean = row.overall.change
+    measured = sum(effect.p is not None for effect in row.effects)
+    both = zip(workloads, row.without, strict=True)
+    rest = {name: effect.change for name, effect in both if effect.change is not None}
+    if mean is None or measured < 3:
         return None
-    rest = {
-        name: stratified([v for other, v in several.items() if other != name]) for name in several
-    }
-    moved = {name: found[0] for name, found in rest.items() if found is not None}
-    name = max(moved, key=lambda name: abs(moved[name].mean - whole[0].mean))
-    return name, moved[name]
+    name = max(rest, key=lambda name: abs(rest[name].mean - mean.mean))
+    return name, rest[name]
 
 
 def visible_change(groups: Sequence[Sequence[float]]) -> float | None:
