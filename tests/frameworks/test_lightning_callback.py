@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import weightcast
-from tests.frameworks.callbacks import CALLBACK, Interrupted, traces
+from tests.frameworks.callbacks import Interrupted, traces
 from tests.frameworks.helpers import (
     LR,
     STEPS,
@@ -30,6 +30,7 @@ pytestmark = [  # the frameworks' own
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("error::weightcast.PredictionWarning"),
 ]
+CALLBACK = "`LightningCallback`"
 
 
 def regression(attached: bool = False, fails_at: int | None = None) -> Any:
@@ -91,7 +92,7 @@ def for_lightning(**options: Any) -> Any:
     return LightningCallback(STEPS, **options)
 
 
-@pytest.mark.cell("Lightning", "automatic optimization, by LightningCallback", CALLBACK)
+@pytest.mark.cell("Lightning", "accumulation, scheduler, validation, ModelCheckpoint", CALLBACK)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_callback_is_the_recipe(tmp_path: Path, accumulate: int) -> None:
     """R22: evaluation and what ModelCheckpoint wrote are at θ, and no hook is left."""
@@ -166,7 +167,7 @@ def test_lightning_callback_detaches_on_an_exception(tmp_path: Path) -> None:
     assert callback.predictions == []
 
 
-@pytest.mark.cell("Lightning", "several optimizers, by LightningCallback", CALLBACK)
+@pytest.mark.cell("Lightning", "a GAN by manual optimization", CALLBACK)
 def test_lightning_callback_of_several_optimizers(tmp_path: Path) -> None:
     """R22: a GAN by manual optimization; all are attached."""
     lightning = pytest.importorskip("lightning")

@@ -63,5 +63,6 @@ class Session:
             own = {p: group.get("prediction_steps") for group, p in groups}
             for p, delta in prediction.displacements():
                 steps = prediction.steps if own[p] is None else own[p]
-                total += (steps * delta.double().norm().item()) ** 2
+                dtype = torch.promote_types(delta.dtype, torch.float32)
+                total += (steps * torch.linalg.vector_norm(delta, dtype=dtype).item()) ** 2
         return float(total**0.5)
