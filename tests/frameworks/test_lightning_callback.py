@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
 
 import weightcast
 from tests.frameworks.callbacks import Interrupted, traces
 from tests.frameworks.helpers import (
+    BATCH,
     LR,
     STEPS,
     adamw,
     largest_difference,
     mean_square,
     network,
+    problem,
     trained_by_hand,
 )
 from tests.frameworks.loops import Attached, Written, adversaries, batches, gan_iteration
-from tests.frameworks.test_trainers import EPOCHS, loader
+from tests.frameworks.test_trainers import EPOCHS, in_half_precision, loader
 from tests.helpers import same, weights
 
 pytestmark = [  # the frameworks' own
@@ -33,7 +37,7 @@ pytestmark = [  # the frameworks' own
 CALLBACK = "`LightningCallback`"
 
 
-def regression(attached: bool = False, fails_at: int | None = None) -> Any:
+def regression(attached: bool = False, fails_at: int | None = None, gamma: float = 0.9) -> Any:
     """A LightningModule; by the recipe it attaches where it makes its optimizer."""
     lightning = pytest.importorskip("lightning")
 
@@ -61,7 +65,7 @@ def regression(attached: bool = False, fails_at: int | None = None) -> Any:
             optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr)
             if attached:
                 weightcast.attach(self, optimizer, STEPS)
-            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     return Regression()
@@ -165,6 +169,58 @@ def test_lightning_callback_detaches_on_an_exception(tmp_path: Path) -> None:
     assert largest_difference(module.net, expected) < 1e-14
     assert not traces(module, *trainer.optimizers)
     assert callback.predictions == []
+
+
+@pytest.mark.cell("Lightning", "WeightAveraging, validated within an accumulation", CALLBACK)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_lightning_callback_beside_an_average(tmp_path: Path, place: str) -> None:
+    """R6, R22: it swaps weights by `.data` to validate, which would go unnoticed at θ̂."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    module = regression()
+    both = [for_lightning(), callbacks.WeightAveraging()]
+    trainer = trainer_of(
+        tmp_path,
+        callbacks=both if place == "first" else both[::-1],
+        accumulate_grad_batches=2,
+        val_check_interval=1,
+    )
+    trainer.fit(module, loader(), loader(BATCH * 4))
+    expected = network()
+    running = Written(expected, adamw(expected))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(running.optimizer, 0.9)
+    averages, average = [], AveragedModel(expected)
+    steps = list(batches(EPOCHS))
+    for first, second in zip(steps[::2], steps[1::2], strict=True):
+
+        def backward(pair: Any = (first, second)) -> None:
+            for x, y in pair:
+                (mean_square(expected, x, y) / 2).backward()
+
+        averages.append(weights(average.module))
+        running.iterate(backward)
+        scheduler.step()
+        average.update_parameters(expected)
+        averages.append(weights(average.module))
+    for seen, wanted in zip(module.evaluated, averages, strict=True):
+        assert max((a - b).abs().max().item() for a, b in zip(seen, wanted, strict=True)) < 1e-13
+    assert largest_difference(module.net, average.module) < 1e-13
+
+
+@pytest.mark.cell("Lightning", "fp16 by a scaler, with overflows", CALLBACK)
+def test_lightning_callback_16_mixed(tmp_path: Path) -> None:
+    """R7, R22: as the recipe's own test, on a CPU."""
+    plugins = pytest.importorskip("lightning.pytorch.plugins.precision")
+    module = regression(gamma=1.0).float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    trainer = trainer_of(
+        tmp_path,
+        max_epochs=1,
+        precision=None,
+        plugins=[plugins.MixedPrecision("16-mixed", "cpu", scaler)],
+        callbacks=[for_lightning()],
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*problem(torch.float32)), batch_size=BATCH))
+    assert largest_difference(module.net, in_half_precision(2.0**18)) < 1e-5
 
 
 @pytest.mark.cell("Lightning", "a GAN by manual optimization", CALLBACK)

@@ -36,6 +36,11 @@ class Session:
             self.predictions.append(attach(model, optimizer, **self.settings))
             self._optimizers.append(optimizer)
 
+    def restore(self) -> None:
+        """The weights are θ until the next training forward."""
+        for prediction in self.predictions:
+            prediction.restore()
+
     def end(self) -> None:
         """The weights are θ, and every hook is gone. Does nothing if it has ended already."""
         while self.predictions:
