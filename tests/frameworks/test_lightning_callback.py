@@ -45,6 +45,7 @@ def regression(attached: bool = False, fails_at: int | None = None, gamma: float
         def __init__(self) -> None:
             super().__init__()
             self.net, self.lr = network(), LR
+            self.losses: list[float] = []
             self.evaluated: list[list[Tensor]] = []
             self.seen: list[list[Tensor]] = []
             self.was_hooked: list[bool] = []
@@ -58,7 +59,7 @@ def regression(attached: bool = False, fails_at: int | None = None, gamma: float
             return loss
 
         def validation_step(self, batch: list[Tensor], index: int) -> None:
-            mean_square(self.net, *batch)
+            self.losses.append(mean_square(self.net, *batch).item())
             self.evaluated.append(weights(self.net))
 
         def configure_optimizers(self) -> Any:
@@ -188,7 +189,7 @@ def test_lightning_callback_beside_an_average(tmp_path: Path, place: str) -> Non
     expected = network()
     running = Written(expected, adamw(expected))
     scheduler = torch.optim.lr_scheduler.ExponentialLR(running.optimizer, 0.9)
-    averages, average = [], AveragedModel(expected)
+    losses, average = [], AveragedModel(expected)
     steps = list(batches(EPOCHS))
     for first, second in zip(steps[::2], steps[1::2], strict=True):
 
@@ -196,14 +197,34 @@ def test_lightning_callback_beside_an_average(tmp_path: Path, place: str) -> Non
             for x, y in pair:
                 (mean_square(expected, x, y) / 2).backward()
 
-        averages.append(weights(average.module))
+        losses.append(mean_square(average, *problem()).item())
         running.iterate(backward)
         scheduler.step()
         average.update_parameters(expected)
-        averages.append(weights(average.module))
-    for seen, wanted in zip(module.evaluated, averages, strict=True):
-        assert max((a - b).abs().max().item() for a, b in zip(seen, wanted, strict=True)) < 1e-13
+        losses.append(mean_square(average, *problem()).item())
+    assert module.losses == pytest.approx(losses, rel=1e-12)
     assert largest_difference(module.net, average.module) < 1e-13
+
+
+def test_lightning_callback_stopped_within_an_accumulation(tmp_path: Path) -> None:
+    """What WeightAveraging copied into the model at the end stays there."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+
+    class Stop(callbacks.WeightAveraging):
+        def on_train_batch_end(self, trainer: Any, module: Any, *others: Any) -> None:
+            super().on_train_batch_end(trainer, module, *others)
+            trainer.should_stop = others[-1] == 6
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            self.average = weights(self._average_model.module.net)
+            super().on_train_end(trainer, module)
+
+    module, stop = regression(), Stop()
+    trainer_of(
+        tmp_path, callbacks=[stop, for_lightning()], accumulate_grad_batches=2, max_epochs=1
+    ).fit(module, loader(BATCH // 2))
+    assert len(module.seen) == 7
+    assert same(weights(module.net), stop.average)
 
 
 @pytest.mark.cell("Lightning", "fp16 by a scaler, with overflows", CALLBACK)
