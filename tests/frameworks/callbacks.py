@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import nn
 
-CALLBACK = "a callback of `weightcast.callbacks`"
-
 
 class Interrupted(Exception):
     """Whatever may happen in a training run."""

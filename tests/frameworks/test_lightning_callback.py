@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
 
 import weightcast
-from tests.frameworks.callbacks import CALLBACK, Interrupted, traces
+from tests.frameworks.callbacks import Interrupted, traces
 from tests.frameworks.helpers import (
+    BATCH,
     LR,
     STEPS,
     adamw,
     largest_difference,
     mean_square,
     network,
+    problem,
     trained_by_hand,
 )
 from tests.frameworks.loops import Attached, Written, adversaries, batches, gan_iteration
-from tests.frameworks.test_trainers import EPOCHS, loader
+from tests.frameworks.test_trainers import EPOCHS, in_half_precision, loader
 from tests.helpers import same, weights
 
 pytestmark = [  # the frameworks' own
@@ -30,9 +34,10 @@ pytestmark = [  # the frameworks' own
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("error::weightcast.PredictionWarning"),
 ]
+CALLBACK = "`LightningCallback`"
 
 
-def regression(attached: bool = False, fails_at: int | None = None) -> Any:
+def regression(attached: bool = False, fails_at: int | None = None, gamma: float = 0.9) -> Any:
     """A LightningModule; by the recipe it attaches where it makes its optimizer."""
     lightning = pytest.importorskip("lightning")
 
@@ -40,6 +45,7 @@ def regression(attached: bool = False, fails_at: int | None = None) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.net, self.lr = network(), LR
+            self.losses: list[float] = []
             self.evaluated: list[list[Tensor]] = []
             self.seen: list[list[Tensor]] = []
             self.was_hooked: list[bool] = []
@@ -53,14 +59,14 @@ def regression(attached: bool = False, fails_at: int | None = None) -> Any:
             return loss
 
         def validation_step(self, batch: list[Tensor], index: int) -> None:
-            mean_square(self.net, *batch)
+            self.losses.append(mean_square(self.net, *batch).item())
             self.evaluated.append(weights(self.net))
 
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr)
             if attached:
                 weightcast.attach(self, optimizer, STEPS)
-            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     return Regression()
@@ -91,7 +97,7 @@ def for_lightning(**options: Any) -> Any:
     return LightningCallback(STEPS, **options)
 
 
-@pytest.mark.cell("Lightning", "automatic optimization, by LightningCallback", CALLBACK)
+@pytest.mark.cell("Lightning", "accumulation, scheduler, validation, ModelCheckpoint", CALLBACK)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_callback_is_the_recipe(tmp_path: Path, accumulate: int) -> None:
     """R22: evaluation and what ModelCheckpoint wrote are at θ, and no hook is left."""
@@ -166,7 +172,79 @@ def test_lightning_callback_detaches_on_an_exception(tmp_path: Path) -> None:
     assert callback.predictions == []
 
 
-@pytest.mark.cell("Lightning", "several optimizers, by LightningCallback", CALLBACK)
+@pytest.mark.cell("Lightning", "WeightAveraging, validated within an accumulation", CALLBACK)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_lightning_callback_beside_an_average(tmp_path: Path, place: str) -> None:
+    """R6, R22: it swaps weights by `.data` to validate, which would go unnoticed at θ̂."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    module = regression()
+    both = [for_lightning(), callbacks.WeightAveraging()]
+    trainer = trainer_of(
+        tmp_path,
+        callbacks=both if place == "first" else both[::-1],
+        accumulate_grad_batches=2,
+        val_check_interval=1,
+    )
+    trainer.fit(module, loader(), loader(BATCH * 4))
+    expected = network()
+    running = Written(expected, adamw(expected))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(running.optimizer, 0.9)
+    losses, average = [], AveragedModel(expected)
+    steps = list(batches(EPOCHS))
+    for first, second in zip(steps[::2], steps[1::2], strict=True):
+
+        def backward(pair: Any = (first, second)) -> None:
+            for x, y in pair:
+                (mean_square(expected, x, y) / 2).backward()
+
+        losses.append(mean_square(average, *problem()).item())
+        running.iterate(backward)
+        scheduler.step()
+        average.update_parameters(expected)
+        losses.append(mean_square(average, *problem()).item())
+    assert module.losses == pytest.approx(losses, rel=1e-12)
+    assert largest_difference(module.net, average.module) < 1e-13
+
+
+def test_lightning_callback_stopped_within_an_accumulation(tmp_path: Path) -> None:
+    """What WeightAveraging copied into the model at the end stays there."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+
+    class Stop(callbacks.WeightAveraging):
+        def on_train_batch_end(self, trainer: Any, module: Any, *others: Any) -> None:
+            super().on_train_batch_end(trainer, module, *others)
+            trainer.should_stop = others[-1] == 6
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            self.average = weights(self._average_model.module.net)
+            super().on_train_end(trainer, module)
+
+    module, stop = regression(), Stop()
+    trainer_of(
+        tmp_path, callbacks=[stop, for_lightning()], accumulate_grad_batches=2, max_epochs=1
+    ).fit(module, loader(BATCH // 2))
+    assert len(module.seen) == 7
+    assert same(weights(module.net), stop.average)
+
+
+@pytest.mark.cell("Lightning", "fp16 by a scaler, with overflows", CALLBACK)
+def test_lightning_callback_16_mixed(tmp_path: Path) -> None:
+    """R7, R22: as the recipe's own test, on a CPU."""
+    plugins = pytest.importorskip("lightning.pytorch.plugins.precision")
+    module = regression(gamma=1.0).float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    trainer = trainer_of(
+        tmp_path,
+        max_epochs=1,
+        precision=None,
+        plugins=[plugins.MixedPrecision("16-mixed", "cpu", scaler)],
+        callbacks=[for_lightning()],
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*problem(torch.float32)), batch_size=BATCH))
+    assert largest_difference(module.net, in_half_precision(2.0**18)) < 1e-5
+
+
+@pytest.mark.cell("Lightning", "a GAN by manual optimization", CALLBACK)
 def test_lightning_callback_of_several_optimizers(tmp_path: Path) -> None:
     """R22: a GAN by manual optimization; all are attached."""
     lightning = pytest.importorskip("lightning")

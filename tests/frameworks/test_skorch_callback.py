@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import weightcast
 import weightcast.callbacks
-from tests.frameworks.callbacks import CALLBACK, Interrupted, interrupted_at, traces
+from tests.frameworks.callbacks import Interrupted, interrupted_at, traces
 from tests.frameworks.helpers import (
     BATCH,
     LR,
@@ -35,6 +35,7 @@ pytestmark = [  # the frameworks' own
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("error::weightcast.PredictionWarning"),
 ]
+CALLBACK = "`SkorchCallback`"
 
 
 def for_skorch(**options: Any) -> Any:

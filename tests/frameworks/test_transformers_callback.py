@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 
 import weightcast
-from tests.frameworks.callbacks import CALLBACK, Interrupted, interrupted_at, traces
+from tests.frameworks.callbacks import Interrupted, interrupted_at, traces
 from tests.frameworks.helpers import STEPS, largest_difference
 from tests.frameworks.loops import Written
 from tests.frameworks.test_trainers import (
@@ -29,6 +29,7 @@ pytestmark = [  # the frameworks' own
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("error::weightcast.PredictionWarning"),
 ]
+CALLBACK = "`TransformersCallback`"
 CONSTANT = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "adamw_torch"}
 
 
@@ -62,7 +63,7 @@ def expected_language_model(epochs: int = EPOCHS, model: nn.Module | None = None
     return language_model_by_hand(epochs, model, gamma=1.0, weight_decay=0.0)
 
 
-@pytest.mark.cell("Hugging Face Trainer", "TransformersCallback", CALLBACK)
+@pytest.mark.cell("Hugging Face Trainer", "accumulation, clipping, evaluation", CALLBACK)
 def test_transformers_callback_is_the_recipe(tmp_path: Path) -> None:
     """R23: with accumulation, clipping and an evaluation; and no hook is left."""
     model, recipe = language_model(), language_model()
@@ -74,7 +75,9 @@ def test_transformers_callback_is_the_recipe(tmp_path: Path) -> None:
     assert not traces(model, trainer.optimizer.optimizer)
 
 
-@pytest.mark.cell("Hugging Face Trainer", "attach before train()", "attach to `create_optimizer()`")
+@pytest.mark.cell(
+    "Hugging Face Trainer", "train() twice, without a callback", "attach to `create_optimizer()`"
+)
 def test_one_line_before_train(tmp_path: Path) -> None:
     """R23: the optimizer that the Trainer makes, made a little earlier; `train()` runs twice."""
     model = language_model()
@@ -130,27 +133,30 @@ def test_transformers_callback_with_a_smaller_batch(tmp_path: Path) -> None:
     assert largest_difference(model, expected) < 1e-12
 
 
-def test_transformers_callback_logs(tmp_path: Path) -> None:
-    """Beside the loss; and those that come later in the list of callbacks see it."""
+@pytest.mark.parametrize("place", ["last", "first"])
+def test_transformers_callback_logs(tmp_path: Path, place: str) -> None:
+    """Beside the loss, in the history; in reports too, if it comes before those who send them."""
     transformers = pytest.importorskip("transformers")
-    seen = []
+    reported = []
 
-    class Later(transformers.TrainerCallback):
+    class Report(transformers.TrainerCallback):
         def on_log(self, *_: Any, logs: dict, **__: Any) -> None:
-            seen.append(dict(logs))
+            reported.append(dict(logs))
 
-    mine = for_transformers()
-    trainer = hugging_face(language_model(), tmp_path, 1, logging_strategy="steps", logging_steps=1)
-    trainer.add_callback(mine)
-    trainer.add_callback(Later)
+    options = {"logging_strategy": "steps", "logging_steps": 1}
+    trainer = hugging_face(language_model(), tmp_path, 1, **options)
+    trainer.add_callback(Report)
+    if place == "last":
+        trainer.add_callback(for_transformers())
+    else:
+        trainer.callback_handler.callbacks.insert(0, for_transformers())
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(history) == 2
     assert [entry["forecast_steps"] for entry in history] == [STEPS, STEPS]
-    assert min(entry["forecast_length"] for entry in history) > 0
-    assert [entry["forecast_length"] for entry in seen if "loss" in entry] == [
-        entry["forecast_length"] for entry in history
-    ]
+    lengths = [entry["forecast_length"] for entry in history]
+    assert min(lengths) > 0
+    found = [entry.get("forecast_length") for entry in reported if "loss" in entry]
+    assert found == (lengths if place == "first" else [None, None])
 
 
 @pytest.mark.parametrize("way", ["with", "the next train()"])
@@ -189,7 +195,7 @@ def after_one_step(then_epochs: int = 0) -> nn.Module:
     return model
 
 
-@pytest.mark.cell("PEFT", "LoRA in the Trainer, by TransformersCallback", CALLBACK)
+@pytest.mark.cell("PEFT", "LoRA in the Trainer", CALLBACK)
 def test_transformers_callback_of_adapters(tmp_path: Path) -> None:
     model = with_adapters()
     trainer = hugging_face(model, tmp_path, 2)
@@ -199,7 +205,7 @@ def test_transformers_callback_of_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["callback", "one line"])
-@pytest.mark.cell("TRL", "SFTTrainer, by TransformersCallback", CALLBACK)
+@pytest.mark.cell("TRL", "SFTTrainer, LoRA: its own optimizer", CALLBACK)
 def test_callback_and_one_line_in_trl(tmp_path: Path, way: str) -> None:
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     tokenizers, transformers = map(pytest.importorskip, ("tokenizers", "transformers"))

@@ -41,6 +41,14 @@ class LightningCallback(Callback):
         if every and trainer.global_step % every == 0:
             pl_module.log_dict(self._session.numbers())
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put θ back: others swap weights now, perhaps in the middle of an accumulation."""
+        self._session.restore()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put θ back: others average now."""
+        self._session.restore()
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Detach, before the Trainer moves the model off its device."""
         self._session.end()

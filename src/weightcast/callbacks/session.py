@@ -36,6 +36,11 @@ class Session:
             self.predictions.append(attach(model, optimizer, **self.settings))
             self._optimizers.append(optimizer)
 
+    def restore(self) -> None:
+        """The weights are θ until the next training forward."""
+        for prediction in self.predictions:
+            prediction.restore()
+
     def end(self) -> None:
         """The weights are θ, and every hook is gone. Does nothing if it has ended already."""
         while self.predictions:
@@ -63,5 +68,6 @@ class Session:
             own = {p: group.get("prediction_steps") for group, p in groups}
             for p, delta in prediction.displacements():
                 steps = prediction.steps if own[p] is None else own[p]
-                total += (steps * delta.double().norm().item()) ** 2
+                dtype = torch.promote_types(delta.dtype, torch.float32)
+                total += (steps * torch.linalg.vector_norm(delta, dtype=dtype).item()) ** 2
         return float(total**0.5)
