@@ -164,7 +164,7 @@ def draw_forest(
             panel.xaxis.set_major_locator(MaxNLocator(5))
         figure.supxlabel(
             f"final loss, % change to {against} (paired, 95% interval)\nfilled: better or worse "
-            "after Holm's correction",
+            "after Holm's correction over the table",
             fontsize=9.5,
             color=theme.soft,
         )

@@ -715,6 +715,11 @@ def _amendments() -> list[str]:
             "has μ = β₁ = 0.9 throughout. In short runs the two are different optimizers; the "
             "other one was not run."
         ),
+        "What a seed is": (
+            "On the documentation tasks the text is read in its own order and nothing is dropped: "
+            "there a seed is an initialisation alone; on Penn Treebank it draws the dropout too. "
+            "Intervals of these tasks speak of other initial weights, not of other data."
+        ),
         "Where Lookahead is read": (
             "At its fast weights, which are the slow ones after every fifth step. Of the six tasks "
             "that is where training ends on the documentation transformer alone; on the other "

@@ -129,10 +129,13 @@ def rate_text(row: WorkloadRow) -> str:
     return f"{row.learning_rate:g}{mark}"
 
 
+RANGE = "Means without one task: lowest to highest"
+
+
 def answer_header(answer: Answer, left_out: str | None = None) -> list[str]:
     """Of a question's table; `left_out` is the task without which there is another mean."""
     several = len(answer.workloads) > 1
-    rest = [f"Mean without {left_out}", "Means without one task: lowest to highest"]
+    rest = [f"Mean without {left_out}", RANGE]
     return [
         *("Method", *answer.workloads),
         *(["Mean"] if several else []),
@@ -363,7 +366,9 @@ def terminal(experiments: Sequence[Results]) -> RenderableType:
     """The questions' tables, verdicts, what to set, notes."""
     parts: list[RenderableType] = []
     for answer, header, rows in answer_tables(answers(experiments)):
-        parts += [terminal_table(answer.question.text, header, rows), ""]
+        columns = len(header) - (header[-1] == RANGE)  # as many as a terminal has room for
+        narrow = [row[:columns] for row in rows]
+        parts += [terminal_table(answer.question.text, header[:columns], narrow), ""]
     for question, verdict, reason in verdicts(experiments):
         parts.append(Text.assemble(question, " ", (verdict, "bold"), ". ", reason))
     parts += [Text(said) for said in advice(experiments)]

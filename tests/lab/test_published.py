@@ -186,17 +186,13 @@ def test_one_line_added_and_nothing_retuned(study):
             found = stats.ttest_1samp(change, 0).confidence_interval()
             assert unmarked(row[e["workload"]]) == interval(change.mean(), *found)
     # the sentences
-    shown = [
-        percent(mean_of(changes[name][1:])[0]) for name in ("adamw-s1", "adamw-s2", "adamw-s3")
-    ]
-    pairs = np.concatenate(
-        [g for name in ("adamw-s1", "adamw-s2", "adamw-s3") for g in changes[name][1:]]
-    )
+    few = ("adamw-s1", "adamw-s2", "adamw-s3")
+    one, two, three = (percent(mean_of(changes[name][1:])[0]) for name in few)
+    pairs = np.concatenate([group for name in few for group in changes[name][1:]])
     assert (pairs.size, (pairs < 0).sum()) == (30, 30)
     nadamw = np.concatenate(changes["nadamw"][1:])
     assert ((nadamw < 0).sum(), nadamw.size, percent(nadamw.mean())) == (8, 10, "+0.0")
-    changes = f"{shown[0]}, {shown[1]} and {shown[2]} %; NAdamW 0.0"
-    said = f"30 of 30 pairs of runs on the five tasks ({changes})"
+    said = f"30 of 30 pairs of runs on the five tasks ({one}, {two} and {three} %; NAdamW 0.0)"
     assert said in prose("README.md")
     assert "NAdamW in 8 of 10, by 0.0 %" in prose("docs/results.md")
 
@@ -264,9 +260,8 @@ def test_the_momentum_of_torchs_nadamw(study):
         product = optimizer.state[p]["mu_product"].item()
         assert product / before == pytest.approx(mu(step), rel=1e-4)
         before = product
-    said = (
-        f"it is {mu(1):.2f} in the first step, {mu(700):.2f} in the 700th and {mu(10_000):.2f} in"
-    )
+    first, middle, late = (f"{mu(step):.2f}" for step in (1, 700, 10_000))
+    said = f"it is {first} in the first step, {middle} in the 700th and {late} in the 10,000th"
     assert said in prose("docs/faq.md")
     last = max(r["history"]["step"][-1] for e in study for r in e["runs"])
     assert f"{mu(1):.2f} in the first step and at most {mu(last):.2f}" in prose("docs/study.md")
