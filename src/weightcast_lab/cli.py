@@ -551,13 +551,14 @@ def doctor(
 
     Ends with code 1 if something is slower or less than it could be.
     """
-    from weightcast_lab.doctor import examine
+    from weightcast_lab.doctor import MARKS, examine
 
     findings = []
     for finding in examine(data):
         findings.append(finding)
         if not as_json:
-            mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "–"}[finding.is_good]
+            color = {True: "green", False: "red", None: "default"}[finding.is_good]
+            mark = f"[{color}]{MARKS[finding.is_good]}[/]"
             text = f"{mark} [bold]{finding.topic}[/]: {escape(finding.text)}"
             Console().print(text, soft_wrap=True, highlight=False)
     if as_json:

@@ -16,6 +16,7 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.tasks import DataSource, make_task
 
 OPTIONAL = {
+    "typer": "every command but this one: install weightcast[lab]",
     "torchvision": "the networks for CIFAR-10: reinstall weightcast[lab]",
     "ray": "--on ray: install weightcast[ray]",
     "pytorch_optimizer": "Lion, Muon and Lookahead: install weightcast[study]",
@@ -31,6 +32,10 @@ class Finding:
     topic: str
     is_good: bool | None
     text: str
+
+
+MARKS = {True: "✓", False: "✗", None: "–"}
+"""How a finding is shown."""
 
 
 def examine(folder: Path | None = None) -> Iterator[Finding]:
@@ -89,5 +94,7 @@ def _data(task: str, folder: Path | None) -> Finding:
         return Finding(topic, None, "not looked for: --data FOLDER says where")
     try:
         return Finding(topic, True, make_task(task, DataSource(folder)).title)
+    except ModuleNotFoundError as error:
+        return Finding(topic, None, f"not looked at, without {error.name}: install weightcast[lab]")
     except LabError as error:
         return Finding(topic, False, str(error))

@@ -2,11 +2,18 @@
 
 import importlib.metadata
 import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
+import weightcast
 from weightcast_lab import doctor
+from weightcast_lab.__main__ import LAB
 from weightcast_lab.doctor import Finding, examine
 
 
@@ -54,6 +61,45 @@ def test_machines_get_the_same_as_people(weightcast) -> None:
     assert findings == list(examine())
     shown = weightcast("doctor").out
     assert all(finding.text in shown for finding in findings)
+
+
+def bare(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command where nothing is installed but torch and what it needs itself."""
+    code = (
+        "import sys\nfrom weightcast_lab.__main__ import LAB, main\n"
+        "sys.modules.update(dict.fromkeys(set(LAB) - {'filelock', 'numpy'}))\nmain()"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_torch_alone_is_enough_to_ask_for_the_version_and_what_is_here(tmp_path) -> None:
+    done = bare("--version")
+    assert (done.returncode, done.stdout) == (0, f"weightcast {weightcast.__version__}\n")
+    done = bare("doctor")
+    assert f"✓ torch: {torch.__version__}" in done.stdout
+    assert done.returncode in (0, 1), done.stderr
+    findings = {one["topic"]: one for one in json.loads(bare("doctor", "--json").stdout)}
+    assert findings.keys() == found().keys()
+    done = bare("doctor", "--data", str(tmp_path))
+    assert "✗ Data of the task ptb: ptb.train.txt is missing" in done.stdout
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("compare", "--steps", "1"), ("study",)])
+def test_all_else_says_what_to_install(words) -> None:
+    done = bare(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'weightcast[lab]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_extra_lab_is_what_the_command_looks_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["weightcast"] == "weightcast_lab.__main__:main"
+    names = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    wanted = [re.split("[<>=]", word)[0] for word in project["optional-dependencies"]["lab"]]
+    assert sorted(names.get(name, name) for name in wanted) == sorted(LAB)
 
 
 def test_the_version_is_that_of_the_package(weightcast) -> None:

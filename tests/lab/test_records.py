@@ -1,6 +1,7 @@
 """`runs.jsonl`: a line a run, whole after whatever happens."""
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +17,9 @@ from tests.lab.test_runner import CELLS, jobs
 from weightcast_lab import records
 from weightcast_lab.convert_runs import convert
 from weightcast_lab.errors import LabError
+from weightcast_lab.optimizers import Method, exact
 from weightcast_lab.records import RUNS, FinishedRuns, RunRecord, append_lines, read_runs
+from weightcast_lab.train import Cell
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,6 +145,28 @@ def test_a_run_of_another_configuration_counts_as_missing(tmp_path):
     warnings = []
     assert FinishedRuns(warnings.append).of([job]) == {}
     assert "adamw, seed 0, has another configuration" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Method("adamw", learning_rate=0.00123456111), Method("adamw", None, 0.00123456444)),
+        (Method("adamw", 1.0), Method("adamw", 1.0000001)),
+        (Method("adamw", 3.0, beta1=0.9), Method("adamw", 3.0, beta1=0.90000001)),
+    ],
+)
+def test_a_run_is_never_taken_for_one_with_a_number_close_by(tmp_path, one, other):
+    mine, theirs = (jobs(tmp_path, [Cell(method, 0)])[0] for method in (one, other))
+    mine.files.save_result(replace(RUN, method=one.key))
+    assert FinishedRuns(pytest.fail).of([mine, theirs]).keys() == {mine}
+    assert one.label != other.label
+
+
+def test_numbers_in_names_are_as_short_as_they_were():
+    """The committed runs are found by them."""
+    numbers = (3.0, 0.5, 0.001, 1e-5, 5.43e-4, 123456.0, math.inf, -1.0)
+    assert [exact(number) for number in numbers] == [f"{number:g}" for number in numbers]
+    assert float(exact(0.1 + 0.2)) == 0.1 + 0.2
 
 
 # --- the converter, as long as there is one ------------------------------------------------------
