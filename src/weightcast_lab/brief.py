@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from weightcast_lab.evidence import AnswerRow, answers, asked, heaviest
+from weightcast_lab.evidence import Answer, AnswerRow, answers, asked, heaviest
 from weightcast_lab.pairs import series_of
 from weightcast_lab.results import Results, computed_on
 from weightcast_lab.statistics import MedianInterval
@@ -36,9 +36,8 @@ def brief(experiments: Sequence[Results]) -> str:
         return _brief_delays(experiments)
     every = answers(experiments)
     found = asked(every, *IN_BRIEF)
-    tasks = found[0].tasks if found else ()
-    left_out = heaviest(every).get(tasks)
-    rows = sorted((row for a in found for row in a.begun), key=lambda row: row.name != "nadamw")
+    left_out = heaviest(every).get(found[0].tasks) if found else None
+    rows = sorted(((a, r) for a in found for r in a.begun), key=lambda row: row[1].name != "nadamw")
     on_workloads = [one for e in experiments if not e["variant_of"] for one in workload_rows(e)]
     header = [
         *("Method", "Final loss, change to AdamW in %"),
@@ -46,7 +45,7 @@ def brief(experiments: Sequence[Results]) -> str:
         *("Better / worse on", "Steps to AdamW's final loss", "Cost of a step"),
     ]
     cells: list[list[Cell]] = []
-    for row in rows:
+    for answer, row in rows:
         problem = f" ({row.overall.problem})" if row.overall.problem else ""
         own = [one for one in on_workloads if one.label == row.label]
         costs = [one.cost for one in own if one.cost is not None]
@@ -54,7 +53,7 @@ def brief(experiments: Sequence[Results]) -> str:
             [
                 (row.label, ""),
                 (overall_text(row) + problem, row.overall.verdict),
-                *_rest(row, tasks, left_out),
+                *_rest(answer, row, left_out),
                 (f"{counts(row)} of {len(row.effects)}", ""),
                 (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
                 (NOTHING if not costs else number(statistics.median(costs), 2), ""),
@@ -83,11 +82,13 @@ _BRIEF_DESIGN = (
 )
 
 
-def _rest(row: AnswerRow, tasks: Sequence[str], left_out: str | None) -> list[Cell]:
+def _rest(answer: Answer, row: AnswerRow, left_out: str | None) -> list[Cell]:
     """The mean without the heaviest task, if there is one."""
     if left_out is None:
         return []
-    place = tasks.index(left_out)
+    if left_out not in answer.tasks:
+        return [(NOTHING, "")]
+    place = answer.tasks.index(left_out)
     return [(without_text(row, place), row.without[place].verdict)]
 
 

@@ -211,6 +211,21 @@ def test_the_heaviest_task_is_the_one_that_moves_the_means_most():
     assert "without Workload" not in markdown(light)
 
 
+def test_the_brief_table_of_questions_that_were_asked_of_different_tasks():
+    """The mean without a task is of a question that was asked of it; elsewhere there is none."""
+    experiments = whole({"adamw-s3": 0.1}, names=["adamw", "adamw-s3", "nadamw"])
+    del experiments[0]["wanted"][2]  # NAdamW was not to run on the first two tasks
+    del experiments[1]["wanted"][2]
+    found = answers(experiments)
+    (task,) = heaviest(found).values()
+    (nadamw,) = (x for x in brief(experiments).splitlines() if x.startswith("| NAdamW |"))
+    assert nadamw.split("|")[3].strip() == "–"
+    (s3,) = (x for x in brief(experiments).splitlines() if x.startswith("| AdamW s=3 |"))
+    row = row_of(answer_to(experiments, "adamw"), "adamw-s3")
+    place = answer_to(experiments, "adamw").tasks.index(task)
+    assert without_text(row, place) in s3
+
+
 def test_nothing_retuned_is_the_search_at_adamws_own_rate():
     """Pairs of the search's seeds at the rate that was chosen for AdamW, diverged runs left out."""
     experiments = whole(BETTER, names=["adamw", "adamw-s1", "adamw-s3", "nadamw"])
