@@ -135,7 +135,8 @@ def compare(
         typer.Option(
             help="What to train: digits (images, a small CNN), text (Python's documentation, "
             "character by character, an LSTM), ptb (Penn Treebank, word by word, an LSTM; "
-            "needs --data), cifar10 (images, a ResNet-34 unless --set network=...; needs --data "
+            "needs --data), ptb_characters (the same text by character, a transformer; needs "
+            "--data), cifar10 (images, a ResNet-34 unless --set network=...; needs --data "
             "or --download); or one of your own, path/to/file.py:name."
         ),
     ] = "digits",
@@ -143,9 +144,11 @@ def compare(
         list[str],
         typer.Option(
             help="Run plain and with each of --steps; may be repeated. The first, plain, is what "
-            "all others are compared with. One of adamw, nadamw, adam, radam, sgd, nesterov, "
-            "rmsprop, adagrad, lion, muon, muon_nesterov, schedule_free, lookahead; the last five "
-            "need weightcast[study], the last two are baselines only. Or one of your own, "
+            "all others are compared with. One of adamw, nadamw (as torch makes it), nadamw_mu "
+            "(NAdamW with a constant μ), adam, radam, sgd, nesterov, rmsprop, adagrad; with "
+            "weightcast[study] also lion, adabelief, soap, muon, muon_nesterov, muon_nadamw, "
+            "muon_inside1, muon_inside3, muon_inside8, and schedule_free and lookahead, which are "
+            "baselines only. Or one of your own, "
             "path/to/file.py:name, made as name(parameters, lr=...)."
         ),
     ] = ["adamw"],  # noqa: B006 - typer reads the default

@@ -302,7 +302,7 @@ def test_help_suffices(weightcast, name):
 
 
 def test_help_names_every_optimizer(weightcast, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "600")
     words = weightcast("compare", "--help").out
     assert all(name in words for name in OPTIMIZERS)
 

@@ -23,10 +23,14 @@ from weightcast_lab.records import RunRecord
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import cosine_factor
 from weightcast_lab.trials import page, report
-from weightcast_lab.trials.answers import answers, savings, tolerances, visible_change
+from weightcast_lab.trials.answers import answers, visible_change
 from weightcast_lab.trials.contents import contents_of
-from weightcast_lab.trials.protocol import CANDIDATES, QUESTIONS, ROUNDS, WORKLOADS
+from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
+from weightcast_lab.trials.questions import QUESTIONS
+from weightcast_lab.trials.savings import savings
 from weightcast_lab.trials.search import open_trials, search
+from weightcast_lab.trials.tolerances import tolerances
+from weightcast_lab.trials.workloads import WORKLOADS
 
 
 def test_the_page_is_the_protocol() -> None:

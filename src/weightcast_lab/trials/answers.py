@@ -6,36 +6,24 @@ Losses are test losses, compared as logarithms and paired by seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from weightcast_lab.evidence import AnswerRow, Effect
-from weightcast_lab.readings import TRUE
 from weightcast_lab.results import Results
 from weightcast_lab.statistics import Interval, holm, mean_interval, p_value, stratified
-from weightcast_lab.trials.protocol import (
-    CANDIDATES,
-    COARSE,
-    LENGTHS,
-    QUESTIONS,
-    SEARCH_SEEDS,
-    WORKLOADS,
-    Question,
-    shorter,
-)
+from weightcast_lab.trials.protocol import CANDIDATES
+from weightcast_lab.trials.questions import QUESTIONS, Question
+from weightcast_lab.trials.workloads import LENGTHS, WORKLOADS, shorter
 
 MOMENTA = ("usual", "best")
 """At the momentum that people keep, or at the one that its search found."""
 
 POWER, LEVEL = 0.8, 0.05
-
-FORGIVEN = 0.02
-"""How much worse than its best a rate may be."""
 
 
 def choice_of(experiment: Results, candidate: str, at: str) -> dict[str, Any] | None:
@@ -132,7 +120,7 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
     asked = [
         e
         for e in experiments
-        if e["trial"] == question.schedule
+        if (e["trial"], WORKLOADS[e["key"]].delay) == (question.schedule, question.delay)
         and is_full_length(e["key"])
         and losses(e, question.reference, at)
     ]
@@ -233,126 +221,3 @@ def visible_change(groups: Sequence[Sequence[float]]) -> float | None:
         is_seen = stats.nct.sf(quantile, freedom, middle) >= POWER
         low, high = (low, middle) if is_seen else (middle, high)
     return high * error
-
-
-# --- steps saved ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Saving:
-    """The share of its steps that a candidate saves on the way to its rival's final loss.
-
-    `share` is None where the runs of all lengths end below the rival (`is_more`) or above it.
-    """
-
-    candidate: str
-    rival: str
-    workload: str
-    at: str
-    share: Interval | None
-    is_more: bool = False
-
-
-def savings(experiments: Sequence[Results]) -> Iterator[Saving]:
-    """For every pair of candidates of a question that have runs at shorter lengths."""
-    by_key = {e["key"]: e for e in experiments}
-    for key, full in by_key.items():
-        lengths = {x: by_key[shorter(key, x)] for x in LENGTHS if shorter(key, x) in by_key}
-        for question, at in ((q, at) for q in QUESTIONS for at in MOMENTA if lengths):
-            rivals = dict.fromkeys((question.reference, *question.candidates))
-            for name in dict.fromkeys((question.primary, *question.candidates)):
-                for rival in rivals:
-                    found = _saving({1.0: full, **lengths}, name, rival, at)
-                    if found is not None and name != rival:
-                        yield replace(found, workload=full["workload"])
-
-
-def _saving(lengths: Mapping[float, Results], name: str, rival: str, at: str) -> Saving | None:
-    targets = losses(lengths[1.0], rival, at)
-    own = {length: losses(e, name, at) for length, e in lengths.items()}
-    seeds = sorted(set(targets).intersection(*own.values()))
-    if len(lengths) < 2 or len(seeds) < 2:
-        return None
-    reached = []
-    for seed in seeds:
-        logarithms = [math.log(length) for length in own]
-        slope, level = np.polyfit(logarithms, [found[seed][0] for found in own.values()], 1)
-        if not (slope < 0 and math.isfinite(level)):
-            return None
-        reached.append(math.exp((targets[seed][0] - level) / slope))
-    mean = float(np.mean(reached))
-    if not min(lengths) <= mean <= 1:
-        return Saving(name, rival, "", at, None, is_more=mean < 1)
-    return Saving(name, rival, "", at, mean_interval([1 - length for length in reached]))
-
-
-# --- what a method forgives ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Over what factor of rates a candidate ends within 2 % of its own best.
-
-    `is_open` if the range goes on beyond the rates that were tried.
-    """
-
-    candidate: str
-    workload: str
-    best_rate: float
-    factor: float
-    is_open: bool
-    grid: Mapping[tuple[str, float], float]
-
-
-def tolerances(experiments: Sequence[Results]) -> Iterator[Tolerance]:
-    """For every candidate and workload, at the usual momentum, from the first search seed."""
-    for experiment in experiments:
-        for candidate in dict.fromkeys(c["candidate"] for c in experiment["choices"]):
-            choice = choice_of(experiment, candidate, "usual")
-            if choice is None or not is_full_length(experiment["key"]):
-                continue
-            grid = {
-                (run["name"], run["rate"]): run["readings"][choice["reading"]]["validation"]
-                for run in experiment["search"]
-                if run["seed"] == SEARCH_SEEDS[0] and choice["reading"] in run["readings"]
-            }
-            own = sorted(
-                (rate, loss) for (name, rate), loss in grid.items() if name == choice["name"]
-            )
-            if len(own) < len(COARSE):
-                continue
-            limit = min(loss for _, loss in own) * (1 + FORGIVEN)
-            low, is_low_open = _crossing(own, limit)
-            high, is_high_open = _crossing(own[::-1], limit)
-            yield Tolerance(
-                candidate,
-                experiment["workload"],
-                choice["rate"],
-                high / low,
-                is_low_open or is_high_open,
-                grid,
-            )
-
-
-def _crossing(points: Sequence[tuple[float, float]], limit: float) -> tuple[float, bool]:
-    """Where the loss first comes down to the limit, in the rate's logarithm; or the first."""
-    if points[0][1] <= limit:
-        return points[0][0], True
-    for (rate, loss), (after, lower) in pairwise(points):
-        if lower <= limit:
-            share = (loss - limit) / (loss - lower) if math.isfinite(loss) else 1.0
-            return math.exp(math.log(rate) + share * math.log(after / rate)), False
-    raise AssertionError("the lowest point is within the limit")
-
-
-def readings_of(experiment: Results, candidate: str) -> dict[str, Interval | None]:
-    """The final test loss at every place that was read, at the usual momentum; θ first."""
-    choice = choice_of(experiment, candidate, "usual")
-    runs = [] if choice is None else runs_of(experiment, choice)
-    places = dict.fromkeys((TRUE, *(place for run in runs for place in run["readings"])))
-    return {
-        place: mean_interval(
-            [run["readings"][place]["test"] for run in runs if place in run["readings"]]
-        )
-        for place in places
-    }

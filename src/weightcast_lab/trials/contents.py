@@ -8,8 +8,8 @@ from weightcast_lab.comparison import distinct
 from weightcast_lab.records import RunRecord
 from weightcast_lab.runner import Failures
 from weightcast_lab.train import Job
-from weightcast_lab.trials.protocol import WORKLOADS
 from weightcast_lab.trials.search import Arm, OpenTrials, RunResults
+from weightcast_lab.trials.workloads import WORKLOADS
 
 
 def contents_of(

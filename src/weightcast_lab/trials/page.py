@@ -6,23 +6,26 @@ from collections.abc import Iterable
 from textwrap import wrap
 
 from weightcast_lab.optimizers import OPTIMIZERS
-from weightcast_lab.study import SCALES
+from weightcast_lab.study import HEAVY, SCALES
 from weightcast_lab.trials.protocol import (
-    AVERAGES,
     CANDIDATES,
-    LENGTHS,
-    LONGER,
     LONGER_SEEDS,
     NEAR,
-    QUESTIONS,
     ROUNDS,
     SEARCH_SEEDS,
     SEEDS,
+    Round,
+)
+from weightcast_lab.trials.questions import QUESTIONS, Question
+from weightcast_lab.trials.workloads import (
+    AVERAGES,
+    DELAYS,
+    LATE_TASKS,
+    LENGTHS,
+    LONGER,
     TASKS,
     WARMUP,
     WORKLOADS,
-    Question,
-    Round,
 )
 
 WIDTH = 100
@@ -110,6 +113,16 @@ def page() -> str:
                 if scale != 1 and name in {c.method.optimizer for c in CANDIDATES.values()}
             )
             + ".",
+        ),
+        "## Late gradients",
+        "",
+        *_paragraphs(
+            f"{_listed(TASKS[task].label for task in LATE_TASKS)} also run with gradients that are "
+            f"applied {_listed(map(str, DELAYS))} steps late (as "
+            "in the [first study](study.md#delayed-gradients)), under cosine. Forecasts reach D/2, "
+            f"D or 2D steps ahead. β₁ = {HEAVY} is the momentum of Ajanthan et al. (ICML 2025). "
+            "These rounds were added to the protocol after the first runs of round 1 had ended, "
+            "and before any of their own.",
         ),
         "## Rates and momenta",
         "",

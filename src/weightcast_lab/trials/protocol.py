@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 from weightcast_lab.optimizers import Method
-from weightcast_lab.study import SCALES, SGD, Workload
-
-AVERAGES = (0.01, 0.03, 0.1)
-"""Shares of a run over which weights are averaged: τ of AdamW's EMA, in run lengths."""
-
-WARMUP = 0.05
-"""The share of a run in which a cosine's rate rises."""
-
-LENGTHS = (0.9, 0.8, 0.7)
-"""Of the full length: shorter runs, each with a cosine of its own, that measure steps saved."""
+from weightcast_lab.study import HEAVY, SCALES, SGD, Workload
+from weightcast_lab.trials.workloads import (
+    DELAYS,
+    LATE_TASKS,
+    LONGER,
+    SHORT,
+    TASKS,
+    late,
+)
 
 SEARCH_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 
@@ -39,7 +37,7 @@ class Candidate:
     """A method, or AdamW read at an average of its weights, and the momenta that are searched.
 
     Attributes:
-        method: At the optimizer's own momentum, unless it says another.
+        method: At its usual momentum: the optimizer's own, unless it says another.
         momenta: Others: β₁, or the momentum of Muon's matrices.
         averaged: Read at the best of the averages, not at θ.
     """
@@ -58,9 +56,16 @@ class Candidate:
         """A name for people."""
         return self.method.label + (" averaged" if self.averaged else "")
 
-    def at(self, momentum: float | None) -> Candidate:
-        """With this momentum; None is the optimizer's own."""
-        return replace(self, method=replace(self.method, beta1=momentum), momenta=())
+    @property
+    def usual(self) -> Candidate:
+        """At its usual momentum alone."""
+        return replace(self, momenta=())
+
+    @property
+    def each(self) -> tuple[Candidate, ...]:
+        """At each of its momenta, the usual one first."""
+        methods = (replace(self.method, beta1=momentum) for momentum in self.momenta)
+        return (self.usual, *(replace(self, method=m, momenta=()) for m in methods))
 
     def rate(self, workload: Workload, power: int) -> float:
         """The usual rate times √3 to that power."""
@@ -90,119 +95,6 @@ class Round:
     candidates: tuple[Candidate, ...]
     stage: Stage = Stage.DEFAULTS
 
-
-# --- tasks ---------------------------------------------------------------------------------------
-
-
-def _characters(label: str, batch_size: int = 16, **options: Any) -> Workload:
-    label = f"Penn Treebank by character, transformer, {label}"
-    return Workload(label, "ptb_characters", options, 3e-3, 0.3, batch_size, 10, clip_norm=1.0)
-
-
-def _images(label: str, network: str) -> Workload:
-    options = {
-        "network": network,
-        "width": 0.125,
-        "training_images": 2_000,
-        "validation_images": 2_000,
-        "test_images": 2_000,
-    }
-    return Workload(label, "cifar10", options, 3e-3, 0.1, 32, 10)
-
-
-TASKS = {
-    "long": _characters("7,000 steps"),
-    "text-lstm": Workload(
-        "Documentation, LSTM",
-        "text",
-        {"training_tokens": 160_000, "drawn": True},
-        5e-3,
-        1.0,
-        32,
-        10,
-        clip_norm=1.0,
-    ),
-    "text-transformer": Workload(
-        "Documentation, transformer",
-        "text",
-        {
-            "network": "transformer",
-            "training_tokens": 200_000,
-            "drawn": True,
-            "epoch_steps": 100,
-        },
-        3e-3,
-        0.3,
-        16,
-        10,
-        clip_norm=1.0,
-    ),
-    "ptb-lstm": Workload(
-        "Penn Treebank by word, LSTM",
-        "ptb",
-        {
-            "units": 128,
-            "dropout": 0.2,
-            "vocabulary": 2_000,
-            "training_tokens": 42_000,
-            "validation_tokens": 30_000,
-            "test_tokens": 40_000,
-            "drawn": True,
-        },
-        1e-2,
-        2.0,
-        20,
-        10,
-        clip_norm=0.25,
-    ),
-    "cifar10-bn": _images("CIFAR-10, ResNet-10 with BatchNorm", "resnet10"),
-    "cifar10-plain": _images("CIFAR-10, ResNet-10 without BatchNorm", "resnet10_plain"),
-}
-
-LONGER = {
-    "longer-passes": _characters("28,000 steps of the same text", epoch_steps=2_800),
-    "longer-text": _characters(
-        "28,000 steps of more text", epoch_steps=2_800, training_tokens=5_000_000
-    ),
-    "longer-wide": _characters("28,000 steps, twice as wide", epoch_steps=2_800, width=128),
-}
-"""Four times as long: more passes, more text, or a network that can hold more."""
-
-
-def _under(task: str, workload: Workload, schedule: str) -> tuple[str, Workload]:
-    is_cosine = schedule == "cosine"
-    return f"{task}-{schedule}", replace(
-        workload,
-        label=f"{workload.label}, {schedule}",
-        cosine=is_cosine,
-        warmup=WARMUP if is_cosine else 0.0,
-        averages=AVERAGES,
-    )
-
-
-def shorter(key: str, length: float) -> str:
-    """The key of a workload's shorter form."""
-    return f"{key}-x{length:g}"
-
-
-WORKLOADS: dict[str, Workload] = dict(
-    _under(task, workload, schedule)
-    for task, workload in (TASKS | LONGER).items()
-    for schedule in ("cosine", "constant")
-    if schedule == "cosine" or task in TASKS
-)
-WORKLOADS |= {
-    shorter(key, length): replace(
-        WORKLOADS[key],
-        label=f"{WORKLOADS[key].label}, {length:g} of the length",
-        epochs=round(length * WORKLOADS[key].epochs),
-    )
-    for key in ("long-cosine", "text-lstm-cosine", "text-transformer-cosine")
-    for length in LENGTHS
-}
-"""Every task under every schedule, by key."""
-
-SHORT = tuple(task for task in TASKS if task != "long")
 
 # --- candidates ----------------------------------------------------------------------------------
 
@@ -249,7 +141,27 @@ OTHERS = (
     *_plain("schedule_free", None),
     *_plain("lookahead", None),
 )
-CANDIDATES = {c.name: c for c in (*ADAMW, *ADAMW_TOO, *MUON, *MUON_TOO, *OTHERS)}
+
+
+def _late(optimizer: str, *delays: float | None, beta1: float | None = None) -> Iterator[Candidate]:
+    for d in delays:
+        yield Candidate(Method(optimizer, d, beta1=beta1, in_delays=d is not None))
+
+
+LATE = (
+    *_late("adamw", None, 0.5, 1.0, 2.0),
+    *_late("nadamw_mu", None),
+    *_late("nadamw_mu", None, 0.5, 1.0, beta1=HEAVY),
+    *_late("muon", None, 0.5, 1.0, 2.0),
+    *_late("muon_nesterov", None),
+    *_late("sgd", None, 0.5, 1.0, 2.0),
+    *_late("nesterov", None),
+)
+"""Under delay: forecasts reach as many delays ahead as they say."""
+
+_ALL = (*ADAMW, *ADAMW_TOO, *MUON, *MUON_TOO, *OTHERS, *LATE)
+CANDIDATES = {name: next(c for c in _ALL if c.name == name) for name in (c.name for c in _ALL)}
+"""By name: of two that differ in the momenta to search, the one that searches."""
 
 
 def _on(tasks: tuple[str, ...], schedule: str) -> tuple[str, ...]:
@@ -278,67 +190,8 @@ def _rounds() -> Iterator[Round]:
     )
     yield Round("short tasks, Muon, momenta", short, muon, Stage.MOMENTA)
     yield Round("other optimizers", _on(tuple(TASKS), "cosine"), OTHERS)
+    for delay in DELAYS:
+        yield Round(f"late gradients, D = {delay}", tuple(late(t, delay) for t in LATE_TASKS), LATE)
 
 
 ROUNDS = tuple(_rounds())
-
-# --- questions -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Question:
-    """Candidates against a reference: one family of comparisons.
-
-    `primary` names the one comparison that the family is about; every other is secondary.
-    """
-
-    key: str
-    text: str
-    schedule: str
-    reference: str
-    candidates: tuple[str, ...]
-    primary: str
-
-
-QUESTIONS = (
-    Question(
-        "nadamw",
-        "Does a forecast of AdamW beat NAdamW with a constant μ?",
-        "cosine",
-        "nadamw_mu",
-        ("adamw-s3", "adamw-s1", "nadamw", "adamw"),
-        "adamw-s3",
-    ),
-    Question(
-        "adamw",
-        "Does a forecast of AdamW beat AdamW?",
-        "cosine",
-        "adamw",
-        ("adamw-s3", "adamw-s1", "adamw-average"),
-        "adamw-s3",
-    ),
-    Question(
-        "muon",
-        "Does a forecast of Muon beat Muon-Nesterov whose AdamW part is forecast too?",
-        "cosine",
-        "muon_nesterov-s3-rest",
-        ("muon-s3", "muon-s1", "muon_nesterov", "muon_nadamw", "muon"),
-        "muon-s3",
-    ),
-    Question(
-        "place",
-        "Muon: does the look-ahead belong inside the orthogonalisation or outside?",
-        "cosine",
-        "muon-s3-matrices",
-        ("muon_inside3", "muon_inside1", "muon_inside8", "muon_nesterov", "muon-s3-rest"),
-        "muon_inside3",
-    ),
-    Question(
-        "average",
-        "Constant rate: does a forecast of AdamW beat an average of AdamW's weights?",
-        "constant",
-        "adamw-average",
-        ("adamw-s3", "adamw-s1", "nadamw_mu", "nadamw", "adamw"),
-        "adamw-s3",
-    ),
-)

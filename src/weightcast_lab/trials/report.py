@@ -26,14 +26,12 @@ from weightcast_lab.tables import (
 from weightcast_lab.trials.answers import (
     Answer,
     Row,
-    Saving,
     answers,
     is_full_length,
-    readings_of,
-    savings,
-    tolerances,
 )
 from weightcast_lab.trials.protocol import CANDIDATES
+from weightcast_lab.trials.savings import Saving, savings
+from weightcast_lab.trials.tolerances import readings_of, tolerances
 
 AT = {"usual": "at the usual momentum", "best": "each at its best momentum"}
 

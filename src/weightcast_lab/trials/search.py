@@ -15,21 +15,18 @@ from weightcast_lab.store import open_folder
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.train import Job
 from weightcast_lab.trials.protocol import (
-    AVERAGES,
     COARSE,
     FARTHEST,
-    LENGTHS,
     LONGER_SEEDS,
     NEAR,
     ROUNDS,
     SEARCH_SEEDS,
     SEEDS,
-    WORKLOADS,
     Candidate,
     Round,
     Stage,
-    shorter,
 )
+from weightcast_lab.trials.workloads import AVERAGES, LENGTHS, WORKLOADS, shorter
 from weightcast_lab.tuning import Phase, settings_of, tasks_of
 
 RunResults = Mapping[Job, RunRecord]
@@ -151,10 +148,7 @@ class Arm:
         self, candidate: Candidate, results: RunResults
     ) -> tuple[list[Job], Choice | None]:
         """The runs that the search over momenta wants next; if there are none, its choice."""
-        each = [
-            self.searching(candidate.at(momentum), results, refined=False)
-            for momentum in (None, *candidate.momenta)
-        ]
+        each = [self.searching(one, results, refined=False) for one in candidate.each]
         if wanted := [job for jobs, _ in each for job in jobs]:
             return wanted, None
         best = min((c for _, c in each if c is not None), key=lambda choice: choice.loss)
@@ -227,9 +221,9 @@ class OpenTrials:
         if one.stage is Stage.MOMENTA:
             return arm.over_momenta(candidate, results)
         if one.stage is Stage.LONGER:
-            found = self.arms["long-cosine"].choice(candidate.at(None), results)
+            found = self.arms["long-cosine"].choice(candidate.usual, results)
             return ([], None) if found is None else arm.from_shorter(found, results)
-        return arm.searching(candidate.at(None), results, refined=True)
+        return arm.searching(candidate.usual, results, refined=True)
 
     def _wanted(self, one: Round, results: RunResults) -> Iterator[Job]:
         for key in one.workloads:
@@ -264,7 +258,7 @@ class OpenTrials:
                 arm, short = self.arms[key], self.arms[shorter(key, length)]
                 for candidate in one.candidates:
                     choices = (
-                        arm.choice(candidate.at(None), results),
+                        arm.choice(candidate.usual, results),
                         arm.over_momenta(candidate, results)[1],
                     )
                     for choice in dict.fromkeys(c for c in choices if c is not None):

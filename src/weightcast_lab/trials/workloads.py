@@ -1,0 +1,143 @@
+"""What the second study trains: every task under every schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from weightcast_lab.study import Workload
+
+AVERAGES = (0.01, 0.03, 0.1)
+"""Shares of a run over which weights are averaged: τ of AdamW's EMA, in run lengths."""
+
+WARMUP = 0.05
+"""The share of a run in which a cosine's rate rises."""
+
+LENGTHS = (0.9, 0.8, 0.7)
+"""Of the full length: shorter runs, each with a cosine of its own, that measure steps saved."""
+
+
+def _characters(label: str, batch_size: int = 16, **options: Any) -> Workload:
+    label = f"Penn Treebank by character, transformer, {label}"
+    return Workload(label, "ptb_characters", options, 3e-3, 0.3, batch_size, 10, clip_norm=1.0)
+
+
+def _images(label: str, network: str) -> Workload:
+    options = {
+        "network": network,
+        "width": 0.125,
+        "training_images": 2_000,
+        "validation_images": 2_000,
+        "test_images": 2_000,
+    }
+    return Workload(label, "cifar10", options, 3e-3, 0.1, 32, 10)
+
+
+TASKS = {
+    "long": _characters("7,000 steps"),
+    "text-lstm": Workload(
+        "Documentation, LSTM",
+        "text",
+        {"training_tokens": 160_000, "drawn": True},
+        5e-3,
+        1.0,
+        32,
+        10,
+        clip_norm=1.0,
+    ),
+    "text-transformer": Workload(
+        "Documentation, transformer",
+        "text",
+        {
+            "network": "transformer",
+            "training_tokens": 200_000,
+            "drawn": True,
+            "epoch_steps": 100,
+        },
+        3e-3,
+        0.3,
+        16,
+        10,
+        clip_norm=1.0,
+    ),
+    "ptb-lstm": Workload(
+        "Penn Treebank by word, LSTM",
+        "ptb",
+        {
+            "units": 128,
+            "dropout": 0.2,
+            "vocabulary": 2_000,
+            "training_tokens": 42_000,
+            "validation_tokens": 30_000,
+            "test_tokens": 40_000,
+            "drawn": True,
+        },
+        1e-2,
+        2.0,
+        20,
+        10,
+        clip_norm=0.25,
+    ),
+    "cifar10-bn": _images("CIFAR-10, ResNet-10 with BatchNorm", "resnet10"),
+    "cifar10-plain": _images("CIFAR-10, ResNet-10 without BatchNorm", "resnet10_plain"),
+}
+
+LONGER = {
+    "longer-passes": _characters("28,000 steps of the same text", epoch_steps=2_800),
+    "longer-text": _characters(
+        "28,000 steps of more text", epoch_steps=2_800, training_tokens=5_000_000
+    ),
+    "longer-wide": _characters("28,000 steps, twice as wide", epoch_steps=2_800, width=128),
+}
+"""Four times as long: more passes, more text, or a network that can hold more."""
+
+
+def _under(task: str, workload: Workload, schedule: str) -> tuple[str, Workload]:
+    is_cosine = schedule == "cosine"
+    return f"{task}-{schedule}", replace(
+        workload,
+        label=f"{workload.label}, {schedule}",
+        cosine=is_cosine,
+        warmup=WARMUP if is_cosine else 0.0,
+        averages=AVERAGES,
+    )
+
+
+def late(task: str, delay: int) -> str:
+    """The key of a task whose gradients come late; its schedule is a cosine."""
+    return f"{task}-d{delay}-cosine"
+
+
+def shorter(key: str, length: float) -> str:
+    """The key of a workload's shorter form."""
+    return f"{key}-x{length:g}"
+
+
+WORKLOADS: dict[str, Workload] = dict(
+    _under(task, workload, schedule)
+    for task, workload in (TASKS | LONGER).items()
+    for schedule in ("cosine", "constant")
+    if schedule == "cosine" or task in TASKS
+)
+WORKLOADS |= {
+    shorter(key, length): replace(
+        WORKLOADS[key],
+        label=f"{WORKLOADS[key].label}, {length:g} of the length",
+        epochs=round(length * WORKLOADS[key].epochs),
+    )
+    for key in ("long-cosine", "text-lstm-cosine", "text-transformer-cosine")
+    for length in LENGTHS
+}
+DELAYS, LATE_TASKS = (1, 4, 8), ("text-transformer", "cifar10-bn")
+WORKLOADS |= {
+    late(task, delay): replace(
+        WORKLOADS[f"{task}-cosine"],
+        label=f"{WORKLOADS[f'{task}-cosine'].label}, D = {delay}",
+        delay=delay,
+    )
+    for task in LATE_TASKS
+    for delay in DELAYS
+}
+"""Every task under every schedule, by key, and two of them with late gradients."""
+
+SHORT = tuple(task for task in TASKS if task != "long")
