@@ -53,7 +53,7 @@ class Settings:
         delay: D, in steps: the gradient that a step applies was computed D steps before.
 
     Raises:
-        LabError: the delay is negative.
+        LabError: a number is not possible.
     """
 
     task: str
@@ -72,9 +72,11 @@ class Settings:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        """Check the delay before anything runs."""
+        """Check the numbers before anything runs."""
         if self.delay < 0:
             raise LabError(f"--delay {self.delay} is not possible: it must be 0 or more.")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise LabError(f"--clip must be positive and finite, got {self.clip_norm:g}.")
 
     @property
     def trained(self) -> tuple[Any, ...]:
