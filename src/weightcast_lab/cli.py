@@ -649,6 +649,7 @@ def _compute(
     from weightcast_lab.cluster import run_on_ray
     from weightcast_lab.progress import ProgressDisplay
     from weightcast_lab.runner import run_jobs
+    from weightcast_lab.store import remove_empty_folders
 
     console = Console(stderr=True)
     live = sys.stdout.isatty() and sys.stderr.isatty()
@@ -671,6 +672,8 @@ def _compute(
             done = len(results) + len(display.results)
             console.print(_GO_ON.format("Interrupted", done, len(order)))
             raise typer.Exit(130) from None
+        finally:
+            remove_empty_folders({job.files.folder for job in left})
         finished.add(display.results)
         results |= display.results
     return _Done(results, failures, len(order))

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -194,6 +194,21 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
+@cache  # a study makes each of its methods thousands of times
+def _check_steps(steps: float, decaying: bool) -> None:
+    try:
+        weightcast.WeightPrediction(steps, decaying=decaying)
+    except ValueError as error:
+        raise LabError(f"--steps {steps:g} is not possible: {error}") from None
+
+
+@cache
+def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
+    """Of the optimizer's constructor."""
+    _, constructor = _known(optimizer)
+    return inspect.signature(constructor).parameters
+
+
 @dataclass(frozen=True)
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
@@ -223,15 +238,12 @@ class Method:
                     f"{self.optimizer} cannot be predicted: it moves the weights to places of its "
                     f"own; name it as --baseline {self.optimizer}."
                 )
-            try:
-                weightcast.WeightPrediction(self.steps, decaying=self.decaying)
-            except ValueError as error:
-                raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
+            _check_steps(self.steps, self.decaying)
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
         if self.beta1 is not None:
             Hyperparameters((self.beta1, 0.0))
-            if not {"betas", "momentum"} & self._arguments.keys():
+            if not {"betas", "momentum"} & _arguments_of(self.optimizer).keys():
                 raise LabError(f"{self.optimizer} has no momentum to set.")
 
     @property
@@ -295,8 +307,8 @@ class Method:
         _, constructor = _known(self.optimizer)
         lr = learning_rate if self.learning_rate is None else self.learning_rate
         options = hyperparameters.taken_by(constructor)
-        if self.beta1 is not None and "betas" in self._arguments:
-            _, beta2 = options.get("betas", self._arguments["betas"].default)
+        if self.beta1 is not None and "betas" in _arguments_of(self.optimizer):
+            _, beta2 = options.get("betas", _arguments_of(self.optimizer)["betas"].default)
             options["betas"] = self.beta1, beta2
         elif self.beta1 is not None:
             options["momentum"] = self.beta1
@@ -305,12 +317,6 @@ class Method:
             steps = self.steps * delay if self.in_delays else self.steps
             weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
         return optimizer
-
-    @property
-    def _arguments(self) -> Mapping[str, inspect.Parameter]:
-        """Of the optimizer's constructor."""
-        _, constructor = _known(self.optimizer)
-        return inspect.signature(constructor).parameters
 
     def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
         """What the method keeps beside the weights, in multiples of their own bytes.
