@@ -1,4 +1,4 @@
-"""Lightning: attach in `configure_optimizers`, and that is all.
+"""Lightning: one callback, and that is all.
 
 pip install lightning
 python examples/lightning_module.py
@@ -10,15 +10,14 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-import weightcast
+from weightcast.callbacks import LightningCallback
 
 
 class Regression(lightning.LightningModule):
     """A small network; it remembers its validation losses."""
 
-    def __init__(self, steps=3):
+    def __init__(self):
         super().__init__()
-        self.steps = steps
         self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
         self.losses = []
 
@@ -31,9 +30,7 @@ class Regression(lightning.LightningModule):
         self.losses.append(mse_loss(self.net(x), y).item())  # at θ
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        weightcast.attach(self, optimizer, steps=self.steps)  # the one line
-        return optimizer
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
 def main(epochs=10):
@@ -53,6 +50,7 @@ def main(epochs=10):
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        callbacks=[LightningCallback(steps=3)],  # the one line
     )
     trainer.fit(module, DataLoader(data, batch_size=32), DataLoader(data, batch_size=512))
     return module.losses

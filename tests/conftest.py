@@ -17,7 +17,8 @@ import torch
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PACKAGES = ["torch", "lightning", "transformers", "accelerate", "peft", "trl", "timm", "deepspeed",
-            "bitsandbytes", "pytorch_optimizer", "schedulefree", "safetensors"]  # fmt: skip
+            "bitsandbytes", "pytorch_optimizer", "schedulefree", "skorch",
+            "safetensors"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

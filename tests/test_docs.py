@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "examples" / "README.md",
 ]
 DRAWINGS = ROOT / "docs" / "drawings"
-FRAMEWORKS = ("lightning", "accelerate", "transformers")
+FRAMEWORKS = ("lightning", "accelerate", "transformers", "skorch")
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)
 
 pytestmark = [  # the frameworks' own
@@ -62,6 +62,8 @@ def test_code_in_the_docs_runs(page: Path, number: int, monkeypatch: pytest.Monk
             monkeypatch.delenv(name)
     if "fully_shard" in block and OLD:
         pytest.skip("FSDP2 needs an accelerator before torch 2.8")
+    if "optim.Muon" in block and not hasattr(torch.optim, "Muon"):
+        pytest.skip("Muon came with torch 2.9")
     namespace: dict = {"__name__": "__main__"}
     for code in [first, block] if number else [first]:
         exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)

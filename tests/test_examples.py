@@ -48,6 +48,15 @@ def test_the_plain_loop_without_steps_is_the_plain_loop(monkeypatch: pytest.Monk
     assert losses == plain != predicted
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+def test_muon_and_adamw_of_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: with s = 0 as if the lines were not there; with s = 3 it learns, by another way."""
+    predicted, plain = (example("muon.py")(steps=s, epochs=3) for s in (3, 0))
+    assert predicted[-1] > 0.6
+    monkeypatch.setattr(weightcast, "attach", lambda *_, **__: None)
+    assert example("muon.py")(epochs=3) == plain != predicted
+
+
 def test_the_closure_is_nesterov(monkeypatch: pytest.MonkeyPatch) -> None:
     """R11a, R21: its losses are those of torch's own Nesterov form, at the same points."""
     losses = example("closure.py")()

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weightcast import kernels
-from weightcast.kernels import FUSED_DEVICES, Operands, Settings, build, eager
-from weightcast.rules import adam
+from weightcast.displacement.rules import adam
+from weightcast.kernels import build, eager
+from weightcast.kernels.operands import FUSED_DEVICES, Operands, Settings
 from weightcast.tensors import StateView
 
 # those that run on the CPU: Triton in its interpreter alone (test_triton.py)

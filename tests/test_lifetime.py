@@ -92,8 +92,8 @@ def test_one_buffer_of_the_size_of_each_parameter(kind: dict) -> None:
 
     def buffers() -> set[int]:
         own = {s["prediction_displacement"] for s in states() if "prediction_displacement" in s}
-        moved = {b for m in prediction._moved for b in m.saved}
-        held = {*own, *moved, *prediction._memory.values()}
+        moved = {b for m in prediction._forecast.moved for b in m.saved}
+        held = {*own, *moved, *prediction._forecast.memory.values()}
         return {b.data_ptr() for b in held}
 
     def states() -> list[dict]:
@@ -110,7 +110,7 @@ def test_one_buffer_of_the_size_of_each_parameter(kind: dict) -> None:
 def test_steps_zero_costs_no_memory() -> None:
     for optimizer_class in (torch.optim.AdamW, torch.optim.SGD):
         _model, optimizer, prediction = attached(optimizer_class, steps=0)
-        assert not prediction._memory
+        assert not prediction._forecast.memory
         assert not any("prediction_displacement" in s for s in optimizer.state.values())
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import weightcast
 from tests.helpers import same
-from weightcast import passes, plans
-from weightcast.passes import TILE, Way, tiles
+from weightcast import tensors
+from weightcast.moves import plans
+from weightcast.moves.passes import Way
+from weightcast.tensors import TILE, tiles
 
 LAYOUTS = {
     "contiguous": lambda t: t,
@@ -78,7 +80,7 @@ def test_tiles_and_gathered_parameters_move_as_each_would_alone(
         groups = [[p] for p in model.parameters()] if alone else [list(model.parameters())]
         optimizers = [optimizer_of(g, kind) for g in groups]
         with pytest.MonkeyPatch.context() as patch:
-            for module in (passes, plans):
+            for module in (tensors, plans):
                 patch.setattr(module, "TILE", 2**40 if alone else tile)
             patch.setitem(plans._LARGEST, Way.GATHERED, tile)
             predictions = [weightcast.attach(model, o, 2, weight_decay=True) for o in optimizers]
@@ -121,7 +123,7 @@ def test_each_parameter_goes_the_fastest_way_that_is_right_for_it() -> None:
     set_gradients(model, 0)
     optimizer.step()
     prediction.predict()
-    sizes = {batch.way: len(batch.params) for batch in prediction._moved}
+    sizes = {batch.way: len(batch.params) for batch in prediction._forecast.moved}
     assert sizes == {Way.TILED: 1, Way.GATHERED: 2, Way.SINGLE: 1}
 
 
@@ -144,9 +146,9 @@ def test_a_thousand_steps_make_one_plan(kind: str, dtype: torch.dtype, monkeypat
         scheduler.step()
         if step == 10:
             made.clear()
-            held = {t.data_ptr() for t in prediction._memory.values()}
+            held = {t.data_ptr() for t in prediction._forecast.memory.values()}
     assert len(made) == 0
-    assert {t.data_ptr() for t in prediction._memory.values()} == held
+    assert {t.data_ptr() for t in prediction._forecast.memory.values()} == held
 
 
 def test_frozen_parameters_do_not_make_plans_anew(monkeypatch) -> None:

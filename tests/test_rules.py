@@ -16,8 +16,8 @@ from tests.discovery import (
     shapes,
 )
 from tests.oracles.by_hand import ByHand, last_displacement
-from weightcast.distance import decay_factor, decaying_steps
-from weightcast.rules import OBSERVED, rule_for
+from weightcast.displacement.reach import decay_factor, decaying_steps
+from weightcast.displacement.rules import OBSERVED, rule_for
 
 CASES = cases()
 

@@ -44,7 +44,7 @@ class TrainingScript(RuleBasedStateMachine):
 
     @property
     def hat(self) -> list:
-        if self.per_lr is None or self.prediction._optimizer() is None:
+        if self.per_lr is None or self.prediction.optimizer is None:
             return self.theta
         lr = self.optimizer.param_groups[0]["lr"]
         s = self.prediction.steps

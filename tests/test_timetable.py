@@ -1,4 +1,4 @@
-"""When the weights are where: the timetable of `weightcast.timetable`, and its invariants."""
+"""When the weights are where: the timetable of `weightcast.hooks.timetable`, and its invariants."""
 
 import copy
 import warnings
@@ -22,8 +22,8 @@ from tests.helpers import (
     train,
     weights,
 )
-from weightcast import plans
-from weightcast.passes import Way
+from weightcast.moves import plans
+from weightcast.moves.passes import Way
 
 KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
 
@@ -734,8 +734,8 @@ def test_passes_over_many_tensors_are_split_to_bound_their_memory(monkeypatch) -
     for elements in (2**16, 5):
         torch.manual_seed(0)
         monkeypatch.setitem(plans._LARGEST, Way.GATHERED, elements)
-        model, optimizer, prediction = attached()
-        batches = prediction._batches(optimizer)
+        model, _optimizer, prediction = attached()
+        batches = prediction._forecast.batches()
         results.append((weights(model), [len(batch.params) for batch in batches]))
     (whole, together), (split, apart) = results
     assert same(whole, split)

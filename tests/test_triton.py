@@ -17,7 +17,8 @@ import weightcast
 from tests.helpers import nothing_waits_for_the_device, same, weights
 from tests.test_kernels import BETAS, LISTS, assert_same, operands, ran
 from weightcast import kernels
-from weightcast.kernels import Operands, Settings, eager
+from weightcast.kernels import eager
+from weightcast.kernels.operands import Operands, Settings
 
 triton = pytest.importorskip("triton")
 ours = pytest.importorskip("weightcast.kernels.triton")

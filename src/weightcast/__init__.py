@@ -2,6 +2,7 @@
 
 from weightcast.adamw import AdamW
 from weightcast.attachment import attach
+from weightcast.displacement.rules import register_rule
 from weightcast.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -10,7 +11,6 @@ from weightcast.errors import (
     WeightcastError,
 )
 from weightcast.prediction import WeightPrediction
-from weightcast.rules import register_rule
 
 __version__ = "0.1.0.dev0"
 

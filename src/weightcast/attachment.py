@@ -8,12 +8,16 @@ from torch import jit, nn
 from torch.optim import Optimizer
 
 from weightcast.adamw import AdamW
-from weightcast.adamw_prediction import AdamWPrediction
+from weightcast.adamw.forecast import AdamWForecast
+from weightcast.displacement.reach import settings_of_groups
+from weightcast.displacement.rules import Formula, check_supported, chosen_rule
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
+from weightcast.forecast import Forecast
+from weightcast.hooks.timetable import Timetable
+from weightcast.moves.forecast import OptimizerForecast
 from weightcast.prediction import WeightPrediction
-from weightcast.rules import Formula, check_supported, chosen_rule
 
-_live: weakref.WeakSet[WeightPrediction] = weakref.WeakSet()
+_live: weakref.WeakSet[Forecast] = weakref.WeakSet()
 
 
 def attach(
@@ -82,22 +86,30 @@ def attach(
     if vars(optimizer).get(hooks) is None or vars(optimizer)[hooks] is vars(inner).get(hooks):
         optimizer = inner
     check_supported(optimizer)
-    kind = WeightPrediction
-    if isinstance(optimizer, AdamW):
-        if rule is not None or decaying or weight_decay:
-            raise InvalidArgumentError(
-                f"{type(optimizer).__name__} makes its own forecast: rule, decaying and "
-                "weight_decay do not apply to it here; see its own arguments."
-            )
-        kind, decaying = AdamWPrediction, optimizer.decaying
-    prediction = kind(3.0 if steps is None else steps, decaying=decaying, weight_decay=weight_decay)
-    list(map(prediction._reach, optimizer.param_groups))  # refuses steps that are not possible
+    chosen = 3.0 if steps is None else steps
+    forecast: Forecast
+    if not isinstance(optimizer, AdamW):
+        forecast = OptimizerForecast(
+            chosen,
+            optimizer,
+            chosen_rule(optimizer, rule),
+            decaying=decaying,
+            weight_decay=weight_decay,
+        )
+    elif rule is None and not decaying and not weight_decay:
+        forecast = AdamWForecast(chosen, optimizer)
+    else:
+        raise InvalidArgumentError(
+            f"{type(optimizer).__name__} makes its own forecast: rule, decaying and "
+            "weight_decay do not apply to it here; see its own arguments."
+        )
+    # refuses steps that are not possible
+    settings_of_groups(optimizer.param_groups, chosen, forecast.decaying)
     _check_parameters(model, optimizer)
-    prediction._begin(model, optimizer, chosen_rule(optimizer, rule))
-    _live.add(prediction)
     if steps is not None:
-        prediction.steps = steps
-    return prediction
+        forecast.steps = steps
+    _live.add(forecast)
+    return WeightPrediction(forecast, Timetable(forecast, model, optimizer).end)
 
 
 def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
@@ -113,7 +125,7 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
             "be predicted."
         )
     for other in _live:
-        taken = other._optimizer()
+        taken = other.optimizer
         if taken is not None and moved & {id(p) for g in taken.param_groups for p in g["params"]}:
             raise InvalidArgumentError(
                 "weight prediction is attached to these parameters already; call detach() on the "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
-from weightcast.distance import STEPS
+from weightcast.displacement.reach import STEPS
 from weightcast.errors import InvalidArgumentError, WeightcastError
 from weightcast.prediction import WeightPrediction
 
@@ -90,7 +90,7 @@ class AsyncPipeline:
             raise WeightcastError(
                 "a pipeline needs its processes: call torch.distributed.init_process_group first."
             )
-        if prediction is not None and prediction._optimizer() is not optimizer:
+        if prediction is not None and prediction.optimizer is not optimizer:
             raise InvalidArgumentError(
                 "prediction belongs to another optimizer: give what attach(stage, optimizer) "
                 "returned for this stage."

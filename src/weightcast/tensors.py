@@ -19,6 +19,9 @@ from torch.nn import Parameter
 # As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]
 
+TILE = 2**16
+"""Elements of a tile, and of the small parameters that are gathered into one."""
+
 _REAL = frozenset((Tensor, Parameter))  # types that wrap nothing
 
 
@@ -136,3 +139,39 @@ def moving() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
     torch.clear_autocast_cache()
+
+
+def tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of tensors of one shape that belong together, each of about `TILE` elements."""
+    if tensors[0].numel() <= TILE:
+        yield tensors
+        return
+    if all(t.is_contiguous() for t in tensors):
+        tensors = tuple(t.view(-1) for t in tensors)
+    rows = max(1, TILE * len(tensors[0]) // tensors[0].numel())
+    yield from zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def nonzero(scale: float | Tensor) -> float | Tensor:
+    """A divisor for what is zero itself where `scale` is."""
+    if isinstance(scale, Tensor):
+        return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return scale or 1.0
+
+
+def buffer_like(p: Tensor, buffer: Tensor | None) -> Tensor:
+    """Memory of the parameter's size: the one offered, if it fits, or new."""
+    if buffer is not None and _kind(buffer) == _kind(p):
+        return buffer
+    return torch.empty_like(p)
+
+
+def kept_memory(p: Tensor, memory: dict[Tensor, Tensor]) -> Tensor:
+    """The parameter's part of `memory`, made or made anew if need be."""
+    memory[p] = buffer_like(p, memory.get(p))
+    return memory[p]
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors must share to be copied element by element in the order of memory."""
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()

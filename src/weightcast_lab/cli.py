@@ -416,11 +416,11 @@ def study(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[core|optimizers|betas|delay|smoke]...",
+            metavar="[core|optimizers|betas|delay|trials|smoke]...",
             help="core: AdamW predicted by several steps, its controls, NAdamW, on six tasks; "
             "optimizers: others, plain and predicted; betas: other β and batch sizes on one task; "
-            "delay: gradients that arrive 0 to 16 steps late; smoke: seconds, to see that it all "
-            "runs.",
+            "delay: gradients that arrive 0 to 16 steps late; trials: rates and momenta searched, "
+            "constant rate and cosine, steps saved; smoke: seconds, to see that it all runs.",
             show_default="core",
         ),
     ] = None,
@@ -452,14 +452,23 @@ def study(
     """
     from weightcast_lab.progress import print_phases
     from weightcast_lab.tasks import DataSource
-    from weightcast_lab.tuning import contents_of, open_study
+    from weightcast_lab.trials.contents import contents_of as trial_contents
+    from weightcast_lab.trials.search import OpenTrials, open_trials
+    from weightcast_lab.tuning import OpenStudy, contents_of, open_study
 
     chosen = list(dict.fromkeys(names or ["core"]))
     chosen_device = _device(device, on)
     source = DataSource(data, download=download)
-    alone = "".join(f"-{name}" for name in chosen if name in ("delay", "smoke"))
+    alone = "".join(f"-{name}" for name in chosen if name in ("delay", "trials", "smoke"))
     folder = out or Path("weightcast-runs") / f"study{alone}"
-    opened = open_study(chosen, source, chosen_device, folder, seeds)
+    opened: OpenStudy | OpenTrials
+    contents: Callable[..., list[dict[str, Any]]]
+    if chosen == ["trials"]:
+        opened = open_trials(source, chosen_device, folder)
+        contents = partial(trial_contents, opened)
+    else:
+        opened = open_study(chosen, source, chosen_device, folder, seeds)
+        contents = partial(contents_of, opened)
     results: dict[Job, RunRecord] = {}
     failures: dict[Job, str] = {}
     if missing:
@@ -486,7 +495,7 @@ def study(
             failures |= done.failures
         else:
             results |= finished.of(order)
-    title, contents = "Where forecasting the weights helps", partial(contents_of, opened)
+    title = "Where forecasting the weights helps"
     done = _Done(results, failures, runs)
     done.report(context, folder, "study", contents, as_json, title=title, names=chosen)
 

@@ -249,6 +249,8 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
         # only where there is something: folders from before there was such a thing stay valid
         **({"horizons": list(settings.horizons)} if settings.horizons else {}),
         **({"delay": settings.delay} if settings.delay else {}),
+        **({"cosine": True, "warm-up": settings.warmup} if settings.cosine else {}),
+        **({"averages": list(settings.averages)} if settings.averages else {}),
     }
 
 

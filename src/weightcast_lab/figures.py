@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from weightcast_lab.evidence import Answer, Effect, final_losses, series_of
+from weightcast_lab.evidence import Answer, Effect, heaviest
 from weightcast_lab.optimizers import Method
+from weightcast_lab.pairs import final_losses, series_of
 from weightcast_lab.protocol import RECIPES
 from weightcast_lab.results import Results, Row, Run, finished, pairs
 from weightcast_lab.statistics import Interval, mean_interval
@@ -109,16 +110,28 @@ def draw_panels(
     return figure
 
 
-def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: int) -> Figure:
-    """Each method's change of the final loss with its interval: a panel a workload, then the mean.
+def draw_forest(
+    found: Sequence[Answer], against: str, left_out: str | None, theme: Theme, columns: int
+) -> Figure:
+    """Each method's change of the final loss with its interval: a panel a workload, then means.
 
-    The rows are those of all the answers. Filled is what is better or worse after correction.
+    The means are over all workloads, and without the task that is `left_out`. The rows are those of
+    all the answers. Filled is what is better or worse after correction.
     """
     workloads = list(dict.fromkeys(w for answer in found for w in answer.workloads))
-    mean = "Mean over the workloads"
-    titles = [*workloads, *([mean] if len(workloads) > 1 else [])]
+    mean, without = "Mean over the workloads", "Mean without {}".format
+    titles = [
+        *workloads,
+        *([mean] if len(workloads) > 1 else []),
+        *([without(left_out)] if left_out is not None else []),
+    ]
     rows = [
-        (row.label, dict(zip(answer.workloads, row.effects, strict=True)) | {mean: row.overall})
+        (
+            row.label,
+            dict(zip(answer.workloads, row.effects, strict=True))
+            | {mean: row.overall}
+            | {without(task): rest for task, rest in zip(answer.tasks, row.without, strict=True)},
+        )
         for answer in found
         for row in answer.begun
     ]
@@ -151,7 +164,7 @@ def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: in
             panel.xaxis.set_major_locator(MaxNLocator(5))
         figure.supxlabel(
             f"final loss, % change to {against} (paired, 95% interval)\nfilled: better or worse "
-            "after Holm's correction",
+            "after Holm's correction over the table",
             fontsize=9.5,
             color=theme.soft,
         )
@@ -161,7 +174,7 @@ def draw_forest(found: Sequence[Answer], against: str, theme: Theme, columns: in
 def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
     """How the final loss depends on how far ahead is predicted: each workload, and their mean."""
     about = {answer.question.key: answer for answer in found}
-    workloads = about["adamw"].workloads
+    workloads, tasks = about["adamw"].workloads, about["adamw"].tasks
     rows = [row for row in about["adamw"].begun if not METHODS[row.name].decaying]
     steps = [0.0, *(METHODS[row.name].steps or 0.0 for row in rows)]
 
@@ -184,11 +197,22 @@ def draw_ahead(found: Sequence[Answer], theme: Theme, columns: int) -> Figure:
             mean = line([row.overall for row in rows])
             panel.fill_between(steps, mean[:, 1], mean[:, 2], color=theme.ink, alpha=0.12)
             panel.plot(steps, mean[:, 0], color=theme.ink, linewidth=3, label="mean, 95% interval")
+        left_out = heaviest(found).get(tasks)
+        if left_out is not None:
+            rest = line([row.without[tasks.index(left_out)] for row in rows])
+            label, style = f"mean without {left_out}", {"linewidth": 3.0, "linestyle": ":"}
+            panel.fill_between(steps, rest[:, 1], rest[:, 2], color=theme.ink, alpha=0.12)
+            panel.plot(steps, rest[:, 0], color=theme.ink, label=label, **style)
         if "look-ahead" in about:
-            change = about["look-ahead"].rows[0].overall.change
-            if change is not None:
-                level, color = _in_percent(change)[0], theme.baselines[0]
-                panel.axhline(level, label="NAdamW, mean", color=color, linestyle="--")
+            nadamw = about["look-ahead"].rows[0]
+            levels = [(nadamw.overall.change, "NAdamW, mean", "--")]
+            if left_out is not None and about["look-ahead"].tasks == tasks:
+                change = nadamw.without[tasks.index(left_out)].change
+                levels.append((change, f"NAdamW, mean without {left_out}", ":"))
+            for change, label, dashes in levels:
+                if change is not None:
+                    level, color = _in_percent(change)[0], theme.baselines[0]
+                    panel.axhline(level, label=label, color=color, linestyle=dashes)
         panel.set(
             title="How far ahead?",
             xlabel="s, the steps predicted ahead",

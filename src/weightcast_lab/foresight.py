@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightcast.distance import decaying_steps
+from weightcast.displacement.reach import decaying_steps
 
 SAMPLES = 24
 """Forecasts that are made in an epoch, about."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from rich.console import Group, RenderableType
 
-from weightcast.distance import decaying_steps
+from weightcast.displacement.reach import decaying_steps
 from weightcast_lab.figures import Array, Theme, add_legend, figure_settings, panels_of
 from weightcast_lab.foresight import QUANTITIES
 from weightcast_lab.results import Results, computed_on, finished

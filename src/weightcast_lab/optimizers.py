@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import weightcast
-from weightcast.rules import OBSERVED
+from weightcast.displacement.reach import checked_steps
+from weightcast.displacement.rules import OBSERVED
 from weightcast_lab.environment import NOT_INSTALLED, installed_version
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.own import is_own, load, name_in
@@ -83,8 +84,10 @@ def _muon(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
+    momentum: float = 0.95,
     *,
     nesterov: bool,
+    variant: Callable[..., Optimizer] | None = None,
 ) -> Optimizer:
     """Muon for all matrices but the first and the last, AdamW for these and for vectors.
 
@@ -96,13 +99,53 @@ def _muon(
     inside = {id(p) for p in hidden}
     common = {"lr": lr, "weight_decay": weight_decay}
     rest = {"params": [p for p in parameters if id(p) not in inside], "use_muon": False}
-    made: Optimizer = _other("pytorch_optimizer", "Muon")(
+    made: Optimizer = (variant or _other("pytorch_optimizer", "Muon"))(
         [
             {**rest, "betas": betas, "eps": eps, **common},
             *([{"params": hidden, "use_muon": True, **common}] if hidden else []),
         ],
+        momentum=momentum,
         nesterov=nesterov,
         use_adjusted_lr=True,
+    )
+    return made
+
+
+def _muon_variant(name: str, **options: Any) -> Callable[..., Optimizer]:
+    """A Muon of `weightcast_lab.muon`, loaded only where it is wanted."""
+
+    def make(*args: Any, **kwargs: Any) -> Optimizer:
+        if installed_version("pytorch_optimizer") == NOT_INSTALLED:
+            raise LabError(_MISSING.format("Muon", "pytorch_optimizer"))
+        kind = getattr(importlib.import_module("weightcast_lab.muon"), name)
+        made: Optimizer = kind(*args, **options, **kwargs)
+        return made
+
+    return make
+
+
+def _adabelief(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-16,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    made: Optimizer = _other("pytorch_optimizer", "AdaBelief")(
+        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
+    return made
+
+
+def _soap(
+    params: Iterable[Tensor],
+    lr: float,
+    betas: tuple[float, float] = (0.95, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    made: Optimizer = _other("pytorch_optimizer", "SOAP")(
+        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
     )
     return made
 
@@ -116,7 +159,20 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
         "NAdamW",
         partial(torch.optim.NAdam, weight_decay=0.01, decoupled_weight_decay=True),
     ),
+    # torch's μ_t begins at half of β₁ and takes some ten thousand steps to reach it; with an
+    # infinite decay of that half it is β₁ from the first step on, as in Dozat's paper and AlgoPerf
+    "nadamw_mu": (
+        "NAdamW, constant μ",
+        partial(
+            torch.optim.NAdam,
+            weight_decay=0.01,
+            decoupled_weight_decay=True,
+            momentum_decay=math.inf,
+        ),
+    ),
     "adam": ("Adam", torch.optim.Adam),
+    "adabelief": ("AdaBelief", _adabelief),
+    "soap": ("SOAP", _soap),
     "radam": ("RAdam", torch.optim.RAdam),
     "sgd": ("SGD", partial(torch.optim.SGD, momentum=0.9)),
     "nesterov": ("Nesterov", partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
@@ -125,6 +181,17 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
     "lion": ("Lion", _lion),
     "muon": ("Muon", partial(_muon, nesterov=False)),
     "muon_nesterov": ("Muon Nesterov", partial(_muon, nesterov=True)),
+    "muon_nadamw": (
+        "Muon Nesterov, NAdamW",
+        partial(_muon, nesterov=True, variant=_muon_variant("MuonNAdamW")),
+    ),
+    **{
+        f"muon_inside{ahead}": (
+            f"Muon {ahead} inside",
+            partial(_muon, nesterov=False, variant=_muon_variant("MuonInside", ahead=ahead)),
+        )
+        for ahead in (1, 3, 8)
+    },
     "schedule_free": ("Schedule-free AdamW", _schedule_free),
     "lookahead": ("Lookahead AdamW", _lookahead),
 }
@@ -133,6 +200,12 @@ PACKAGES = {
     "lion": "pytorch_optimizer",
     "muon": "pytorch_optimizer",
     "muon_nesterov": "pytorch_optimizer",
+    "muon_nadamw": "pytorch_optimizer",
+    "muon_inside1": "pytorch_optimizer",
+    "muon_inside3": "pytorch_optimizer",
+    "muon_inside8": "pytorch_optimizer",
+    "adabelief": "pytorch_optimizer",
+    "soap": "pytorch_optimizer",
     "lookahead": "pytorch_optimizer",
     "schedule_free": "schedulefree",
 }
@@ -140,6 +213,8 @@ PACKAGES = {
 
 PLAIN_ONLY = ("schedule_free", "lookahead")
 """They move the weights to places of their own, so that a forecast has no meaning."""
+
+PARTS = ("", "matrices", "rest")
 
 WITHOUT_SCHEDULE = ("schedule_free",)
 """They replace the learning rate's schedule: it stays constant."""
@@ -195,14 +270,6 @@ def exact(value: float) -> str:
 
 
 @cache  # a study makes each of its methods thousands of times
-def _check_steps(steps: float, decaying: bool) -> None:
-    try:
-        weightcast.WeightPrediction(steps, decaying=decaying)
-    except ValueError as error:
-        raise LabError(f"--steps {steps:g} is not possible: {error}") from None
-
-
-@cache
 def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
     """Of the optimizer's constructor."""
     _, constructor = _known(optimizer)
@@ -216,6 +283,8 @@ class Method:
     It may have a learning rate of its own. `decaying` is that of `weightcast.attach`: the forecast
     walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's momentum.
     `in_delays` says that `steps` counts delays: 1 looks as far ahead as the gradients are old.
+    `part` is what is forecast of an optimizer that treats hidden matrices apart, as Muon does:
+    `matrices` or the `rest`, and all where it is empty.
 
     Raises:
         LabError: there is no such optimizer, it cannot be predicted so far, or the learning rate
@@ -228,17 +297,23 @@ class Method:
     decaying: bool = False
     beta1: float | None = None
     in_delays: bool = False
+    part: str = ""
 
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
         _known(self.optimizer)
+        if self.part not in PARTS:
+            raise unknown_name("part of the weights", self.part, PARTS)
         if self.steps is not None:
             if self.optimizer in PLAIN_ONLY:
                 raise LabError(
                     f"{self.optimizer} cannot be predicted: it moves the weights to places of its "
                     f"own; name it as --baseline {self.optimizer}."
                 )
-            _check_steps(self.steps, self.decaying)
+            try:
+                checked_steps(self.steps, "steps", self.decaying)
+            except ValueError as error:
+                raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
         if self.beta1 is not None:
@@ -255,7 +330,9 @@ class Method:
         if self.steps is None:
             return name
         unit = "D" if self.in_delays else ""
-        return f"{name}-s{exact(self.steps)}{unit}" + ("-decaying" if self.decaying else "")
+        part = f"-{self.part}" if self.part else ""
+        decaying = "-decaying" if self.decaying else ""
+        return f"{name}-s{exact(self.steps)}{unit}{decaying}{part}"
 
     @property
     def key(self) -> str:
@@ -274,12 +351,13 @@ class Method:
             if self.in_delays:
                 steps = {0.5: "D/2", 1.0: "D"}.get(self.steps, f"{steps}D")
             label += f" s={steps}" + (" decaying" if self.decaying else "")
+            label += f" for the {self.part}" if self.part else ""
         return label + ("" if self.learning_rate is None else f", lr {exact(self.learning_rate)}")
 
     @property
     def plain(self) -> Method:
         """Without a forecast."""
-        return replace(self, steps=None, decaying=False, in_delays=False)
+        return replace(self, steps=None, decaying=False, in_delays=False, part="")
 
     @property
     def package(self) -> str | None:
@@ -304,19 +382,39 @@ class Method:
         `learning_rate` and `hyperparameters` are for those that have none of their own; `delay` is
         that of the gradients.
         """
+        optimizer = self.make_optimizer(model, learning_rate, hyperparameters)
+        self.predict(model, optimizer, delay)
+        return optimizer
+
+    def make_optimizer(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        hyperparameters: Hyperparameters = NO_HYPERPARAMETERS,
+    ) -> Optimizer:
+        """The plain optimizer of the model's parameters; arguments as `attach`."""
         _, constructor = _known(self.optimizer)
         lr = learning_rate if self.learning_rate is None else self.learning_rate
         options = hyperparameters.taken_by(constructor)
-        if self.beta1 is not None and "betas" in _arguments_of(self.optimizer):
+        if self.beta1 is not None and "momentum" in _arguments_of(self.optimizer):
+            options["momentum"] = self.beta1
+        elif self.beta1 is not None:
             _, beta2 = options.get("betas", _arguments_of(self.optimizer)["betas"].default)
             options["betas"] = self.beta1, beta2
-        elif self.beta1 is not None:
-            options["momentum"] = self.beta1
-        optimizer = constructor(model.parameters(), lr=lr, **options)
-        if self.steps is not None:
-            steps = self.steps * delay if self.in_delays else self.steps
-            weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
-        return optimizer
+        return constructor(model.parameters(), lr=lr, **options)
+
+    def predict(
+        self, model: nn.Module, optimizer: Optimizer, delay: int = 0
+    ) -> weightcast.WeightPrediction | None:
+        """Turn weight prediction on, if the method has it; `delay` is that of the gradients."""
+        if self.steps is None:
+            return None
+        if self.part:
+            for group in optimizer.param_groups:
+                if group["use_muon"] is not (self.part == "matrices"):
+                    group["prediction_steps"] = 0
+        steps = self.steps * delay if self.in_delays else self.steps
+        return weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
 
     def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
         """What the method keeps beside the weights, in multiples of their own bytes.

@@ -14,13 +14,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from weightcast_lab import study_tables
+from weightcast_lab.brief import IN_BRIEF
 from weightcast_lab.claims import claims
 from weightcast_lab.evidence import (
     answers,
     asked,
     begun,
-    final_losses,
-    series_of,
+    heaviest,
     versus_plain,
 )
 from weightcast_lab.figures import (
@@ -35,6 +35,7 @@ from weightcast_lab.figures import (
     draw_rates,
     to_image,
 )
+from weightcast_lab.pairs import final_losses, series_of
 from weightcast_lab.paper import comparisons, shown
 from weightcast_lab.paper import figures as paper_figures
 from weightcast_lab.paper_tables import difference_rows, header, notes_of, table_rows
@@ -123,10 +124,9 @@ def study_page(experiments: Sequence[Results]) -> str:
     body = [f"{cards}<h2>What to set</h2><ul>{said}</ul>"]
     for figure in study_figures(experiments):
         body.append(_section(figure.title, picture(figure.title, figure.draw)))
-    for answer in begun(answers(experiments)):
-        table = _table(study_tables.answer_header(answer), study_tables.answer_cells(answer))
+    for answer, columns, cells in study_tables.answer_tables(answers(experiments)):
         body.append(
-            _section(answer.question.text, table)
+            _section(answer.question.text, _table(columns, cells))
             + '<p class="caption">Change of the final validation loss in %, compared with '
             f"{html.escape(answer.reference)}.</p>"
         )
@@ -195,22 +195,24 @@ def study_figures(experiments: Sequence[Results]) -> list[StudyFigure]:
             title = f"Final loss against the delay of the gradients: {whose}"
             figures.append(StudyFigure(key, title, partial(draw_delays, late, names)))
     found = begun(answers(experiments))
+    left_out = heaviest(found)
     if any(answer.question.key == "adamw" for answer in found):
         title = "Final loss against the steps predicted ahead"
         figures.append(StudyFigure("ahead", title, partial(draw_ahead, found)))
     for key, title, against, chosen in (
-        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *study_tables.BRIEF)),
+        ("forest-adamw", "AdamW predicted, and NAdamW", "AdamW", asked(found, *IN_BRIEF)),
         ("forest-nadamw", "AdamW predicted, beside NAdamW", "NAdamW", asked(found, "nadamw")),
         ("forest-plain", "Other optimizers predicted", "the plain form", versus_plain(found)),
         ("forest-others", "Other optimizers, plain", "AdamW", asked(found, "others")),
         ("forest-variants", "Other β₁, β₂ and batch size", "AdamW", asked(found, "variants")),
     ):
         if chosen:
-            figures.append(StudyFigure(key, title, partial(draw_forest, chosen, against)))
+            rest = left_out.get(chosen[0].tasks)
+            figures.append(StudyFigure(key, title, partial(draw_forest, chosen, against, rest)))
     for answer in found:
         if answer.question.key.startswith("delay-nadamw-"):
             title, against = f"D = {answer.question.delay}: AdamW predicted", answer.reference
-            draw_one = partial(draw_forest, [answer], against)
+            draw_one = partial(draw_forest, [answer], against, left_out.get(answer.tasks))
             figures.append(StudyFigure(f"forest-{answer.question.key}", title, draw_one))
     return figures
 

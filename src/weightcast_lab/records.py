@@ -36,6 +36,7 @@ class RunRecord:
         environments: All on which parts of it were computed.
         diverged_at: The step at which it did, if it did.
         test: What was measured at the end, by name.
+        readings: Losses at the end by where they are read; see `readings.read`.
         weights: A hash of the final weights: equal if and only if two runs ended alike.
         memory: Of the method; see `Method.memory`.
         cpu_seconds: Of the processes that computed it.
@@ -50,6 +51,7 @@ class RunRecord:
     environments: list[dict[str, str]] = field(default_factory=list)
     diverged_at: int | None = None
     test: dict[str, float] = field(default_factory=dict)
+    readings: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: str = ""
     memory: float | None = None
     cpu_seconds: float | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from weightcast_lab import foresight_report, paper_tables, study_tables
+from weightcast_lab.brief import brief
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.files import write_atomically
@@ -17,6 +18,7 @@ from weightcast_lab.paper import comparisons, figures
 from weightcast_lab.results import Results, summarize
 from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
 from weightcast_lab.tables import terminal_report as comparison_in_terminal
+from weightcast_lab.trials import report as trials_report
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,13 @@ KINDS = (
         foresight_report.markdown,
         _foresight_files,
     ),
+    Kind("trial", trials_report.terminal, trials_report.markdown, trials_report.files),
     Kind(
         "variant_of",
         study_tables.terminal,
         study_tables.markdown,
         _study_files,
-        brief=study_tables.brief,
+        brief=brief,
     ),
     Kind(
         "title",

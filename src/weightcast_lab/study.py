@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
+
+import torch
 
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.optimizers import OPTIMIZERS, Hyperparameters, Method
@@ -35,6 +37,7 @@ class Workload:
         delay: How many steps late every gradient is applied.
         series: The name that workloads have in common which differ in their delay alone; they are
             asked questions of their own.
+        cosine, warmup, averages: As in `train.Settings`.
     """
 
     label: str
@@ -50,6 +53,9 @@ class Workload:
     variant_of: str = ""
     delay: int = 0
     series: str = ""
+    cosine: bool = False
+    warmup: float = 0.0
+    averages: tuple[float, ...] = ()
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -176,7 +182,7 @@ class Design:
     Attributes:
         multiples: Of the usual learning rate: the grid that is searched.
         further: Multiples beyond it, outwards, tried where the best so far is next to them.
-        search_seeds: On which it is searched; they serve for nothing else.
+        search_seeds: On which it is searched; besides, they answer `UNTUNED`.
         seeds: At the learning rate that was chosen.
     """
 
@@ -339,7 +345,9 @@ class Question:
     """Methods against one that they are compared with, by name.
 
     A question is one family of comparisons: Holm's correction is over all its methods and
-    workloads. One with a delay is asked of the workloads of all series that have this delay.
+    workloads. Questions whose rows stand in one table name one `family`, and are corrected
+    together, so that all rows of a column face the same bar. One with a delay is asked of the
+    workloads of all series that have this delay.
     """
 
     key: str
@@ -347,6 +355,7 @@ class Question:
     reference: str
     methods: tuple[str, ...]
     delay: int | None = None
+    family: str = ""
 
     @property
     def reference_label(self) -> str:
@@ -372,13 +381,17 @@ FORWARD = tuple(
 )
 """AdamW predicted so many steps ahead."""
 
+AGAINST_ADAMW = "against AdamW"
+"""The family of the one table that says most: AdamW's forecasts, the control, and NAdamW."""
+
 QUESTIONS = (
-    Question("adamw", "Does a forecast improve AdamW?", "adamw", FORWARD),
+    Question("adamw", "Does a forecast improve AdamW?", "adamw", FORWARD, family=AGAINST_ADAMW),
     Question(
         "control",
         "Does a step backwards (s = −1) do the same, as a control?",
         "adamw",
         ("adamw-s-1",),
+        family=AGAINST_ADAMW,
     ),
     Question(
         "nadamw",
@@ -386,7 +399,9 @@ QUESTIONS = (
         "nadamw",
         FORWARD,
     ),
-    Question("look-ahead", "Does NAdamW improve AdamW?", "adamw", ("nadamw",)),
+    Question(
+        "look-ahead", "Does NAdamW improve AdamW?", "adamw", ("nadamw",), family=AGAINST_ADAMW
+    ),
     Question("on-nadamw", "Does a forecast improve NAdamW?", "nadamw", ("nadamw-s1",)),
     *(
         Question(
@@ -425,6 +440,14 @@ VARIANTS = Question(
     tuple(m.name for m in STUDIES["betas"].methods if m != ADAMW),
 )
 """Asked of one workload and its variants."""
+
+UNTUNED = Question(
+    "untuned",
+    "I add one line and retune nothing: what does it change at AdamW's own learning rate?",
+    "adamw",
+    (*FORWARD, "nadamw"),
+)
+"""Asked of the search's runs at the rate that was chosen for AdamW."""
 
 
 def _names(methods: Iterable[Method]) -> tuple[str, ...]:
@@ -536,7 +559,8 @@ def page() -> str:
         "Where does forecasting the weights help, by how much, and what should a user set? This",
         "page was written before the runs, from the same data that the runs are made from:",
         "`python -c 'from weightcast_lab import study; print(study.page(), end=\"\")' >",
-        "docs/study.md` writes it, and a test holds both together.",
+        "docs/study.md` writes it, and a test holds both together. What is younger than the runs",
+        "stands under [amendments](#amendments).",
         "",
         "```sh",
         "pip install 'weightcast[lab,study]'",
@@ -549,7 +573,7 @@ def page() -> str:
         "",
         "## Workloads",
         "",
-        "Small, some twenty seconds a run on one CPU core at most, so that there can be many runs;",
+        "Small, at most thirty-five seconds a run on one CPU core, so that there can be many runs;",
         "what holds here need not hold at scale.",
         "",
         *_WORKLOAD_HEADER,
@@ -593,7 +617,8 @@ def page() -> str:
             f"{last} times the usual rate: then it is marked in the tables as an edge. (This rule "
             "alone is younger than the first results: on one task the highest rate of the grid "
             "was AdamW's best, and that of most of its forecasts.) Then the chosen rate runs with "
-            f"the fresh seeds {_listed(design.seeds)}; only these are evidence (`--seeds` adds "
+            f"the fresh seeds {_listed(design.seeds)}; only these are evidence, but for one "
+            "question [added later](#amendments) (`--seeds` adds "
             "more, and results name how many there are). The same validation data serve to choose "
             "and to judge, for every method alike. A predicted method searches the grid of its "
             "plain form. Usual rates of AdamW and of SGD (with Nesterov or without) are in the "
@@ -621,10 +646,10 @@ def page() -> str:
         "(Satterthwaite's degrees of freedom); it speaks of these workloads, not of all. Variants",
         "of a workload (another β or batch size) have a table of their own.",
         "",
-        "Each question below is one family of comparisons. Its p values (paired t tests on the",
-        "logarithms) are corrected by Holm over all its methods and workloads, those of the means",
-        "over all its methods. **Better** or **worse** is said only where the corrected p is below",
-        "0.05.",
+        "Each question below is one family of comparisons, and those that share a table are one",
+        "together ([amended](#amendments)). Its p values (paired t tests on the logarithms) are",
+        "corrected by Holm over all its methods and workloads, those of the means over all its",
+        "methods. **Better** or **worse** is said only where the corrected p is below 0.05.",
         "",
         "| Question | Compared with | Methods |",
         "|---|---|---|",
@@ -647,9 +672,64 @@ def page() -> str:
         "What this cannot tell: large models, long training, tasks of other kinds, learning rates",
         "between the grid's (a factor of 3 apart), schedules other than these.",
         "",
+        *_amendments(),
+        "",
         *_about_delay(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _amendments() -> list[str]:
+    together = [q for q in QUESTIONS if q.family == AGAINST_ADAMW]
+    sizes = [len(question.methods) * len(SIX) for question in together]
+    last, torchs = 980, torch.optim.NAdam([torch.zeros(1)]).defaults["momentum_decay"]
+    first_mu, last_mu = (0.9 * (1 - 0.5 * 0.96 ** (step * torchs)) for step in (1, last))
+    said = {
+        "One bar a column": (
+            "Rows that stand in one table are corrected together. "
+            f"{_listed([f'“{q.text}”' for q in together])} were three families, of "
+            f"{_listed(sizes)} comparisons, whose rows stood in one column of one table; now they "
+            f"are one of {sum(sizes)}. It is the stricter of the two ways to do it: the other, "
+            "one family a method, would call more forecasts better."
+        ),
+        "Means without one task": (
+            "Beside every mean over tasks stands the mean without the task that moves the means "
+            "of these tasks most, whichever that is, and the lowest and highest of the means "
+            "without any one. It came out that digits decide the means over six. Verdicts are "
+            "those of the mean over all, as before."
+        ),
+        "Nothing retuned": (
+            f"“{UNTUNED.text}” is a question to the search's runs: every method at the learning "
+            "rate that was chosen for AdamW, paired by seed, a family of its own. Its methods: "
+            f"{', '.join(METHODS[name].label for name in UNTUNED.methods)}."
+        ),
+        "Test data": (
+            "Penn Treebank's test perplexity, which every run measures at its end, is shown "
+            "beside validation. Nothing is chosen by it."
+        ),
+        "What NAdamW is": (
+            "`torch.optim.NAdam(…, decoupled_weight_decay=True)`, with its own `momentum_decay` of "
+            f"{torchs:g}. This starts the look-ahead's momentum at half of β₁ and lets it grow "
+            f"slowly: in these runs μₜ is {first_mu:.2f} in the first step and at most "
+            f"{last_mu:.2f} in the last, where the NAdamW of the literature (AlgoPerf's, for one) "
+            "has μ = β₁ = 0.9 throughout. In short runs the two are different optimizers; the "
+            "other one was not run."
+        ),
+        "What a seed is": (
+            "On the documentation tasks the text is read in its own order and nothing is dropped: "
+            "there a seed is an initialisation alone; on Penn Treebank it draws the dropout too. "
+            "Intervals of these tasks speak of other initial weights, not of other data."
+        ),
+        "Where Lookahead is read": (
+            "At its fast weights, which are the slow ones after every fifth step. Of the six tasks "
+            "that is where training ends on the documentation transformer alone; on the other "
+            "five it is read one to three steps past its average."
+        ),
+    }
+    lines = ["## Amendments", "", "Younger than the runs, and made with the results in view:", ""]
+    for what, text in said.items():
+        lines += wrap(f"- **{what}.** {text}", WIDTH, subsequent_indent="  ")
+    return lines
 
 
 def _about_delay() -> list[str]:
@@ -737,5 +817,5 @@ def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+def _listed(things: Sequence[object]) -> str:
+    return f"{', '.join(map(str, things[:-1]))} and {things[-1]}"

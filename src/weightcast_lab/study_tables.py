@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from weightcast_lab.advice import recommendations
 from weightcast_lab.evidence import (
-    MISSING,
-    QUANTITIES,
     Answer,
     AnswerRow,
     Effect,
-    WorkloadRow,
     answers,
     asked,
     begun,
-    problem_of,
-    recommendations,
-    series_of,
-    workload_rows,
+    heaviest,
 )
+from weightcast_lab.pairs import MISSING, problem_of
 from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
 from weightcast_lab.statistics import Interval, MedianInterval
-from weightcast_lab.study import AT_EVERY_DELAY, DELAYS
+from weightcast_lab.study import UNTUNED
 from weightcast_lab.tables import (
     NOTHING,
     Cell,
@@ -40,6 +35,7 @@ from weightcast_lab.tables import (
     terminal_notes,
     terminal_table,
 )
+from weightcast_lab.workload_rows import QUANTITIES, WorkloadRow, test_names, workload_rows
 
 PERCENT_DECIMALS = 1
 
@@ -73,11 +69,34 @@ def effect_text(effect: Effect) -> str:
 
 def overall_text(row: AnswerRow) -> str:
     """The mean over the workloads with its corrected p value, and of how many if not of all."""
-    if row.overall.p is None:
-        return change_text(row.overall.change)
-    measured = sum(effect.p is not None for effect in row.effects)
-    some = "" if measured == len(row.effects) else f" (of {measured})"
-    return f"{change_text(row.overall.change)}, p {p_text(row.overall.p)}{some}"
+    return _mean_text(row.overall, row.effects)
+
+
+def without_text(row: AnswerRow, place: int) -> str:
+    """The same without the workload in that place."""
+    return _mean_text(row.without[place], [*row.effects[:place], *row.effects[place + 1 :]])
+
+
+def _mean_text(mean: Effect, effects: Sequence[Effect]) -> str:
+    if mean.p is None:
+        return change_text(mean.change)
+    measured = sum(effect.p is not None for effect in effects)
+    some = "" if measured == len(effects) else f" (of {measured})"
+    return f"{change_text(mean.change)}, p {p_text(mean.p)}{some}"
+
+
+def range_text(row: AnswerRow, tasks: Sequence[str]) -> str:
+    """`−3.4 (Digits, CNN) to −0.5 (…)`: the lowest and the highest mean without one task."""
+    means = sorted(
+        (rest.change.mean, task)
+        for rest, task in zip(row.without, tasks, strict=True)
+        if rest.change is not None
+    )
+    ends = [
+        f"{number(in_percent(mean), PERCENT_DECIMALS, sign=True)} ({task})"
+        for mean, task in (means[:1] + means[-1:])
+    ]
+    return " to ".join(ends) or NOTHING
 
 
 def counts(row: AnswerRow) -> str:
@@ -110,22 +129,49 @@ def rate_text(row: WorkloadRow) -> str:
     return f"{row.learning_rate:g}{mark}"
 
 
-def answer_header(answer: Answer) -> list[str]:
-    """Of a question's table."""
+RANGE = "Means without one task: lowest to highest"
+
+
+def answer_header(answer: Answer, left_out: str | None = None) -> list[str]:
+    """Of a question's table; `left_out` is the task without which there is another mean."""
     several = len(answer.workloads) > 1
-    return ["Method", *answer.workloads, *(["Mean"] if several else [])]
+    rest = [f"Mean without {left_out}", RANGE]
+    return [
+        *("Method", *answer.workloads),
+        *(["Mean"] if several else []),
+        *(rest if left_out is not None else []),
+    ]
 
 
-def answer_cells(answer: Answer) -> list[list[Cell]]:
+def answer_cells(answer: Answer, left_out: str | None = None) -> list[list[Cell]]:
     """Text and verdict of every cell of a question's table, the method's label first."""
     several = len(answer.workloads) > 1
+
+    def rest(row: AnswerRow) -> list[Cell]:
+        if left_out is None:
+            return []
+        place = answer.tasks.index(left_out)
+        mean = (without_text(row, place), row.without[place].verdict)
+        return [mean, (range_text(row, answer.tasks), "")]
+
     return [
         [
             (row.label, ""),
             *((effect_text(effect), effect.verdict) for effect in row.effects),
             *([(overall_text(row), row.overall.verdict)] if several else []),
+            *rest(row),
         ]
         for row in answer.begun
+    ]
+
+
+def answer_tables(found: Sequence[Answer]) -> list[tuple[Answer, list[str], list[list[Cell]]]]:
+    """Every question that has anything to show, with header and rows of its table."""
+    left_out = heaviest(found)
+    return [
+        (answer, answer_header(answer, rest), answer_cells(answer, rest))
+        for answer in begun(found)
+        for rest in [left_out.get(answer.tasks)]
     ]
 
 
@@ -136,8 +182,13 @@ def workload_header(experiment: Results) -> list[str]:
     return [
         *("Method", "Learning rate", "Final loss", "Lowest loss"),
         *(f"Final {metric['name']}", f"{best} {metric['name']}"),
+        *(column for name in test_names(experiment) for column in _test_columns(name)),
         *("Steps to AdamW's final loss", "Hours to it", "Cost of a step", "Memory"),
     ]
+
+
+def _test_columns(name: str) -> tuple[str, str]:
+    return f"{name[0].upper()}{name[1:]}", f"{name[0].upper()}{name[1:]}, change to AdamW in %"
 
 
 def workload_cells(experiment: Results) -> list[list[str]]:
@@ -153,6 +204,7 @@ def workload_cells(experiment: Results) -> list[list[str]]:
             row.label + (f" ({row.problem})" if row.problem else ""),
             rate_text(row),
             *(interval_text(row.values[q], decimals[q]) for q in QUANTITIES),
+            *_tests(row, decimals["final metric"]),
             median_text(row.steps),
             median_text(row.hours),
             NOTHING if row.cost is None else number(row.cost, 2),
@@ -163,9 +215,24 @@ def workload_cells(experiment: Results) -> list[list[str]]:
     ]
 
 
+def _tests(row: WorkloadRow, decimals: int) -> list[str]:
+    return [
+        text
+        for value, change in row.tests.values()
+        for text in (interval_text(value, decimals), change_text(change))
+    ]
+
+
 def verdicts(experiments: Sequence[Results]) -> list[tuple[str, str, str]]:
-    """Every question with its verdict, and why."""
-    return [(a.question.text, a.verdict, a.reason) for a in answers(experiments)]
+    """Every question with its verdict, and why; then what holds without the heaviest task."""
+    found = answers(experiments)
+    left_out = heaviest(found)
+
+    def rest(answer: Answer) -> str:
+        task = left_out.get(answer.tasks)
+        return "" if task is None else f" Without {task}: {answer.verdict_without(task)}."
+
+    return [(a.question.text, a.verdict, a.reason + rest(a)) for a in found]
 
 
 def advice(experiments: Sequence[Results]) -> list[str]:
@@ -181,9 +248,12 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     notes = [
         "Changes are of the final validation loss in per cent, paired by seed (same initial "
         f"weights, same batches), with 95% t intervals; {n} seeds. Bold is better or worse at 5% "
-        "after Holm's correction over the whole table (the means: over the methods). The mean is "
-        "over these workloads and speaks of no others; what to set names the lowest of several "
-        "means, and picking the lowest flatters.",
+        "after Holm's correction over the whole table (the means: over its methods); AdamW's "
+        "forecasts, the control and NAdamW against AdamW count as one table. The mean is over "
+        "these workloads and speaks of no others; what to set names the lowest of several means, "
+        "and picking the lowest flatters.",
+        "Means without one task show what a mean rests on. They were added when the results were "
+        "known, and are corrected over the table's methods like the mean itself.",
         "Every method has a learning rate of its own, the best of those tried in runs of their own "
         f"(seeds: {search}); ↓ and ↑ mark the lowest and highest that was tried, beyond which it "
         "might do better.",
@@ -195,19 +265,43 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     ]
     if any(e["environments"] for e in experiments):
         notes.append(computed_on(experiments))
+    if asked(answers(experiments), UNTUNED.key):
+        notes.append(
+            "With nothing retuned: every method at the learning rate that was chosen for AdamW, in "
+            f"the search's own runs (seeds: {search}), paired by seed. They chose that rate, and "
+            "so flatter AdamW if any; what they cannot do with so few seeds is tell small changes "
+            "of one task from chance."
+        )
     packages = {run["package"] for e in experiments for run in e["runs"] if "package" in run}
     if packages:
         notes.append(f"Optimizers that torch lacks come from {', '.join(sorted(packages))}.")
-    notes += _about_edges(experiments)
+    notes += [*about_nadamw(experiments), *about_edges(experiments)]
     for experiment in experiments:
         problems = {w["label"]: problem_of(experiment, w["name"]) for w in experiment["wanted"]}
         notes += problem_notes(experiment["workload"], problems)
     return notes
 
 
-def _about_edges(experiments: Sequence[Results]) -> list[str]:
-    edges = sum(bool(m["edge"]) for e in experiments for m in e["methods"])
-    chosen = sum(len(e["methods"]) for e in experiments)
+def about_nadamw(experiments: Sequence[Results]) -> list[str]:
+    """What is called so, if it ran."""
+    if all(m["optimizer"] != "nadamw" for e in experiments for m in e["methods"]):
+        return []
+    return [
+        "NAdamW is torch.optim.NAdam as torch makes it, with decoupled weight decay. Its "
+        "momentum_decay of 0.004 keeps the look-ahead's μ near half of β₁ in runs as short as "
+        "these; the NAdamW of the literature, AlgoPerf's for one, with μ = β₁, is not among them."
+    ]
+
+
+def about_edges(experiments: Sequence[Results]) -> list[str]:
+    """How many of the learning rates that ran are the lowest or highest that was tried."""
+    ran = [
+        m
+        for e in experiments
+        for m in e["methods"]
+        if any(r["method"] == m["key"] for r in e["runs"])
+    ]
+    edges, chosen = sum(bool(m["edge"]) for m in ran), len(ran)
     what = "are the lowest or highest that was tried"
     return [f"{edges} of the {chosen} learning rates {what}."] if edges else []
 
@@ -227,11 +321,11 @@ def markdown(experiments: Sequence[Results]) -> str:
     parts = ["**What the study found**\n\n"]
     parts += [f"- {q} **{v}**. {why}\n" for q, v, why in verdicts(experiments)]
     parts += ["\n**What to set**\n\n", *(f"- {said}\n" for said in advice(experiments))]
-    for answer in begun(answers(experiments)):
+    for answer, header, rows in answer_tables(answers(experiments)):
         parts += [
             f"\n**{answer.question.text}** ",
             f"Change of the final loss in %, compared with {answer.reference}\n\n",
-            markdown_rows(answer_header(answer), marked(answer_cells(answer))),
+            markdown_rows(header, marked(rows)),
         ]
     for experiment in experiments:
         parts += [
@@ -242,109 +336,11 @@ def markdown(experiments: Sequence[Results]) -> str:
     return "".join(parts)
 
 
-BRIEF = ("adamw", "look-ahead", "control")
-"""The questions of the one table that says most."""
-
-
-def brief(experiments: Sequence[Results]) -> str:
-    """AdamW, its forecasts and NAdamW over all workloads, in one small Markdown table.
-
-    Of a study of delay: each of its questions in one.
-    """
-    if any(map(series_of, experiments)):
-        return _brief_delays(experiments)
-    found = asked(answers(experiments), *BRIEF)
-    rows = sorted((row for a in found for row in a.begun), key=lambda row: row.name != "nadamw")
-    on_workloads = [one for e in experiments if not e["variant_of"] for one in workload_rows(e)]
-    header = [
-        *("Method", "Final loss, change to AdamW in %", "Better / worse on"),
-        *("Steps to AdamW's final loss", "Cost of a step"),
-    ]
-    cells: list[list[Cell]] = []
-    for row in rows:
-        problem = f" ({row.overall.problem})" if row.overall.problem else ""
-        own = [one for one in on_workloads if one.label == row.label]
-        costs = [one.cost for one in own if one.cost is not None]
-        cells.append(
-            [
-                (row.label, ""),
-                (overall_text(row) + problem, row.overall.verdict),
-                (f"{counts(row)} of {len(row.effects)}", ""),
-                (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
-                (NOTHING if not costs else number(statistics.median(costs), 2), ""),
-            ]
-        )
-    seeds = min((len(e["seeds"]) for e in experiments), default=0)
-    names = "; ".join(e["workload"] for e in experiments if not e["variant_of"])
-    notes = [
-        _BRIEF_DESIGN.format(names, seeds),
-        "Change of the final validation loss: mean over the tasks with its 95% interval, and p "
-        "after Holm's correction; bold, and better or worse on a task, where that is below 0.05. "
-        "Steps to AdamW's final loss, as a share of AdamW's: the median task (of two in the middle "
-        "the later), and from the best task to the worst. Cost of a step: CPU seconds, in AdamW's, "
-        "on the median task.",
-        computed_on(experiments),
-        *_about_edges(experiments),
-    ]
-    return markdown_rows(header, marked(cells)) + "\n" + "".join(f"- {note}\n" for note in notes)
-
-
-_BRIEF_DESIGN = (
-    "Tasks: {}. Each method at its own best learning rate, found on other seeds with the same "
-    "search for all; then {} fresh seeds, paired (same initial weights, same batches)."
-)
-
-
-def _brief_delays(experiments: Sequence[Results]) -> str:
-    """Every question about delay: methods against delays, each cell a mean over the tasks."""
-    found = answers(experiments)
-    parts = []
-    for question in AT_EVERY_DELAY:
-        own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
-        rows = {
-            (row.label, delay): (f"{effect_text(row.overall)}; {counts(row)}", row.overall.verdict)
-            for delay, answer in own.items()
-            for row in answer.begun
-        }
-        if not rows:
-            continue
-        cells = [
-            [(label, ""), *(rows.get((label, delay), (NOTHING, "")) for delay in own)]
-            for label in dict.fromkeys(label for label, _ in rows)
-        ]
-        parts += [
-            f"**{question.text}** Change to {question.reference_label} in %\n\n",
-            markdown_rows(["Method", *(f"D = {delay}" for delay in own)], marked(cells)),
-            "\n",
-        ]
-    names = "; ".join(dict.fromkeys(map(series_of, experiments)))
-    seeds = min(len(e["seeds"]) for e in experiments)
-    notes = [
-        _BRIEF_DESIGN.format(names, seeds),
-        "Change of the final validation loss: mean over the tasks with its 95% interval, bold "
-        "where it holds at 5% after Holm's correction over the methods at that delay; then on how "
-        "many of the tasks it is better / worse after a correction over tasks and methods.",
-        computed_on(experiments),
-        *_about_edges(experiments),
-    ]
-    return "".join([*parts, *(f"- {note}\n" for note in notes)])
-
-
-def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
-    """The median of medians, with the lowest and the highest; never counts as highest."""
-    medians = sorted(math.inf if one.median is None else one.median for one in found)
-    if not medians:
-        return None
-
-    def reached(value: float) -> float | None:
-        return None if math.isinf(value) else value
-
-    centre = reached(statistics.median_high(medians))
-    return MedianInterval(centre, reached(medians[0]), reached(medians[-1]), 1.0)
-
-
 def csv_text(experiments: Sequence[Results]) -> str:
-    """One line a comparison, numbers in full; `overall` is the mean over the workloads."""
+    """One line a comparison, numbers in full.
+
+    `overall` is the mean over the workloads, `without …` that over the others.
+    """
     header = [
         *("question", "reference", "method", "workload", "pairs", "log change"),
         *("half width", "corrected p", "verdict", "problem"),
@@ -358,7 +354,9 @@ def csv_text(experiments: Sequence[Results]) -> str:
         for answer in answers(experiments)
         for row in answer.rows
         for workload, effect in zip(
-            (*answer.workloads, "overall"), (*row.effects, row.overall), strict=True
+            (*answer.workloads, "overall", *(f"without {task}" for task in answer.tasks)),
+            (*row.effects, row.overall, *row.without),
+            strict=True,
         )
     ]
     return csv_rows(header, rows)
@@ -367,9 +365,10 @@ def csv_text(experiments: Sequence[Results]) -> str:
 def terminal(experiments: Sequence[Results]) -> RenderableType:
     """The questions' tables, verdicts, what to set, notes."""
     parts: list[RenderableType] = []
-    for answer in begun(answers(experiments)):
-        header, rows = answer_header(answer), answer_cells(answer)
-        parts += [terminal_table(answer.question.text, header, rows), ""]
+    for answer, header, rows in answer_tables(answers(experiments)):
+        columns = len(header) - (header[-1] == RANGE)  # as many as a terminal has room for
+        narrow = [row[:columns] for row in rows]
+        parts += [terminal_table(answer.question.text, header[:columns], narrow), ""]
     for question, verdict, reason in verdicts(experiments):
         parts.append(Text.assemble(question, " ", (verdict, "bold"), ". ", reason))
     parts += [Text(said) for said in advice(experiments)]

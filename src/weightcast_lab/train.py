@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from weightcast_lab.environment import environment, processor, use_precision
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import Warn
 from weightcast_lab.foresight import Foresight
 from weightcast_lab.optimizers import NO_HYPERPARAMETERS, Hyperparameters, Method
+from weightcast_lab.readings import Averages, read
 from weightcast_lab.records import RunRecord
 from weightcast_lab.store import RunFiles
 from weightcast_lab.tasks import DataSource, Task, make_task
@@ -51,6 +53,11 @@ class Settings:
         compiled: Whether `torch.compile` compiles the model.
         horizons: Forecasts so many steps ahead are compared with what came; see `foresight`.
         delay: D, in steps: the gradient that a step applies was computed D steps before.
+        cosine: Whether the learning rate rises to its value in the first steps, in proportion, and
+            then falls to zero by half a cosine; step by step, in place of milestones.
+        warmup: The share of all steps in which it rises.
+        averages: Shares of the run: the final loss is read at averages of the weights over each,
+            and at θ and θ̂; see `readings`.
 
     Raises:
         LabError: a number is not possible.
@@ -70,6 +77,9 @@ class Settings:
     compiled: bool = False
     horizons: tuple[int, ...] = ()
     delay: int = 0
+    cosine: bool = False
+    warmup: float = 0.0
+    averages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers before anything runs."""
@@ -133,6 +143,31 @@ def batch_order(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed << 20 | epoch)
 
 
+def cosine_factor(step: int, steps: int, warmup: float) -> float:
+    """What the learning rate of a step (from 0) is multiplied with; `warmup` is a share of all."""
+    rising = warmup * steps
+    if step < rising:
+        return (step + 1) / rising if step + 1 < rising else 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / (steps - rising))))
+
+
+def _schedule(
+    optimizer: Optimizer, settings: Settings, method: Method, steps: int
+) -> tuple[LRScheduler, bool]:
+    """The learning rate's schedule, and whether it goes on with every step or every epoch."""
+    if not settings.cosine:
+        milestones = settings.milestones if method.is_scheduled else ()
+        return MultiStepLR(optimizer, milestones, gamma=0.1), False
+    rising = math.ceil(settings.warmup * steps)
+
+    def factor(step: int) -> float:
+        # a method that replaces the schedule's fall still rises
+        known = step if method.is_scheduled else min(step, rising)
+        return cosine_factor(known, steps, settings.warmup)
+
+    return LambdaLR(optimizer, factor), True
+
+
 def train(
     cell: Cell,
     task: Task,
@@ -174,11 +209,12 @@ def train(
     model = task.build_model().to(device)
     if settings.compiled:
         model.compile()
-    optimizer = cell.method.attach(
-        model, settings.learning_rate, settings.hyperparameters, settings.delay
-    )
-    milestones = settings.milestones if cell.method.is_scheduled else ()
-    schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
+    optimizer = cell.method.make_optimizer(model, settings.learning_rate, settings.hyperparameters)
+    prediction = cell.method.predict(model, optimizer, settings.delay)
+    batches = task.batches(settings.batch_size, batch_order(cell.seed, 0))
+    steps = settings.epochs * len(batches) - settings.delay
+    schedule, is_stepwise = _schedule(optimizer, settings, cell.method, steps)
+    averages = Averages(model, settings.averages, steps) if settings.averages else None
     parameters = list(model.parameters())  # to look for them at every step takes a while
     under_way: deque[Gradients] = deque()
     environments: list[dict[str, str]] = []
@@ -192,6 +228,8 @@ def train(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
+        if averages:
+            averages.load_state_dict(checkpoint["averages"])
         under_way.extend(checkpoint.get("under_way", ()))
         environments = checkpoint["environments"]
         _set_random_state(checkpoint["random"])
@@ -239,18 +277,24 @@ def train(
                 value = _checked_loss(parameters, loss, settings.clip_norm)
                 if _exchange_gradients(parameters, under_way, settings.delay):
                     optimizer.step()
+                    if is_stepwise:
+                        schedule.step()
+                    if averages:
+                        averages.after_step()
                     if foresight:
                         foresight.after_step()
                 step, total = step + 1, total + value
                 on_step(step, settings.epochs * len(batches), value)
             evaluate(total / len(batches), foresight)
             epoch += 1
-            schedule.step()
+            if not is_stepwise:
+                schedule.step()
             files.save_checkpoint(
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
+                    **({"averages": averages.state_dict()} if averages else {}),
                     "under_way": list(under_way),
                     "environments": environments,
                     "random": _random_state(),
@@ -263,10 +307,12 @@ def train(
         model.eval()
         with torch.no_grad(), autocast():
             test = {name: float(value) for name, value in task.test(model).items()}
-        if not all(map(math.isfinite, test.values())):
+            readings = read(model, task, prediction, averages) if averages else {}
+        found = [*test.values(), *(loss for place in readings.values() for loss in place.values())]
+        if not all(map(math.isfinite, found)):
             raise Diverged
     except Diverged:
-        diverged_at, test = step, {}
+        diverged_at, test, readings = step, {}, {}
     return RunRecord(
         configuration=files.configuration,
         method=cell.method.key,
@@ -275,6 +321,7 @@ def train(
         diverged_at=diverged_at,
         history=history,
         test=test,
+        readings=readings,
         weights=_digest(model),
         memory=cell.method.memory(model, optimizer),
         cpu_seconds=time.process_time() - cpu_started,

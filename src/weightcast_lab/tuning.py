@@ -18,7 +18,7 @@ from weightcast_lab.train import Job, Settings
 
 RunResults = Mapping[Job, RunRecord]
 
-NEEDS_DATA = ("ptb", "cifar10")
+NEEDS_DATA = ("ptb", "ptb_characters", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,9 @@ def settings_of(workload: Workload, source: DataSource, device: str) -> Settings
         milestones=workload.milestones,
         clip_norm=workload.clip_norm,
         delay=workload.delay,
+        cosine=workload.cosine,
+        warmup=workload.warmup,
+        averages=workload.averages,
     )
 
 

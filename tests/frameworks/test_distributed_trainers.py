@@ -20,6 +20,7 @@ from tests.frameworks.helpers import (
     trained_by_hand,
 )
 from tests.frameworks.test_distributed import AFTER, EPOCHS, OLD, compare
+from tests.frameworks.test_lightning_callback import regression
 from tests.frameworks.test_trainers import (
     hugging_face_trainer,
     language_model,
@@ -27,6 +28,7 @@ from tests.frameworks.test_trainers import (
     lightning_module,
     loader,
 )
+from tests.frameworks.test_transformers_callback import expected_language_model, hugging_face
 from tests.processes import spawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -78,7 +80,9 @@ def accelerate_fsdp2(rank: int, _: str) -> None:
     train_with(accelerator)
 
 
-def lightning_strategy(rank: int, folder: str, strategy: Any, module: Any) -> None:
+def lightning_strategy(
+    rank: int, folder: str, strategy: Any, module: Any, callback: Any = None
+) -> None:
     import lightning
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -102,6 +106,8 @@ def lightning_strategy(rank: int, folder: str, strategy: Any, module: Any) -> No
         use_distributed_sampler=False,
         default_root_dir=folder,
         limit_val_batches=0,
+        callbacks=callback,
+        log_every_n_steps=1,
     )
     trainer.fit(module, DataLoader(TensorDataset(*mine), batch_size=BATCH // 2))
     assert trainer.world_size == 2
@@ -116,19 +122,38 @@ def lightning_ddp(rank: int, folder: str) -> None:
     lightning_strategy(rank, folder, DDPStrategy(process_group_backend="gloo"), module)
 
 
+def lightning_ddp_by_callback(rank: int, folder: str) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from weightcast.callbacks import LightningCallback
+
+    strategy = DDPStrategy(process_group_backend="gloo")
+    lightning_strategy(rank, folder, strategy, regression(), LightningCallback(STEPS))
+
+
 def lightning_fsdp2(rank: int, folder: str) -> None:
+    train_sharded(rank, folder, lightning_module("the LightningModule", manual=False, gamma=0.9))
+
+
+def lightning_fsdp2_by_callback(rank: int, folder: str) -> None:
+    from weightcast.callbacks import LightningCallback
+
+    train_sharded(rank, folder, regression(), LightningCallback(STEPS))
+
+
+def train_sharded(rank: int, folder: str, module: Any, callback: Any = None) -> None:
     """In float32: it takes no other."""
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch.distributed.fsdp import fully_shard
 
-    module = lightning_module("the LightningModule", manual=False, gamma=0.9).float()
+    module = module.float()
     module.configure_model = lambda: fully_shard(
         module.net, mesh=module.device_mesh["data_parallel"]
     )
     strategy = ModelParallelStrategy(
         data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
     )
-    lightning_strategy(rank, folder, strategy, module)
+    lightning_strategy(rank, folder, strategy, module, callback)
 
 
 def hugging_face_ddp(rank: int, folder: str) -> None:
@@ -139,6 +164,19 @@ def hugging_face_ddp(rank: int, folder: str) -> None:
     assert trainer.args.world_size == 2
     trainer.train()
     assert largest_difference(model, language_model_by_hand(EPOCHS)) < 1e-12
+
+
+def hugging_face_ddp_by_callback(rank: int, folder: str) -> None:
+    from weightcast.callbacks import TransformersCallback
+
+    tell_the_rank(rank)
+    model = language_model()
+    options = {"gradient_accumulation_steps": 1, "ddp_backend": "gloo"}
+    trainer = hugging_face(model, Path(folder), EPOCHS, **options)
+    assert trainer.args.world_size == 2
+    trainer.add_callback(TransformersCallback(STEPS))
+    trainer.train()
+    assert largest_difference(model, expected_language_model(EPOCHS)) < 1e-12
 
 
 @pytest.mark.skipif(OLD, reason="FSDP2 needs an accelerator before torch 2.8")
@@ -155,7 +193,18 @@ def hugging_face_ddp(rank: int, folder: str) -> None:
             ),
             ("lightning", lightning_ddp, ("Lightning", "DDPStrategy")),
             ("lightning", lightning_fsdp2, ("Lightning", "ModelParallelStrategy (FSDP2)")),
+            ("lightning", lightning_ddp_by_callback, ("Lightning", "DDPStrategy")),
+            (
+                "lightning",
+                lightning_fsdp2_by_callback,
+                ("Lightning", "ModelParallelStrategy (FSDP2)"),
+            ),
             ("transformers", hugging_face_ddp, ("Hugging Face Trainer", "several processes (DDP)")),
+            (
+                "transformers",
+                hugging_face_ddp_by_callback,
+                ("Hugging Face Trainer", "several processes (DDP)"),
+            ),
         )
     ],
 )

@@ -48,7 +48,7 @@ def test_tasks_with_data_of_their_own_take_no_folder(name, tmp_path):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(LabError, match="did you mean 'digits'"):
         make_task("digit", DataSource())
-    assert set(TASKS) == {"cifar10", "digits", "text", "ptb"}
+    assert set(TASKS) == {"cifar10", "digits", "text", "ptb", "ptb_characters"}
 
 
 def test_characters_are_numbered_in_order_and_the_last_tenth_validates():

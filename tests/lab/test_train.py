@@ -303,13 +303,13 @@ def test_every_optimizer_follows_the_schedule_but_the_one_that_has_none(
     train_line, monkeypatch, name
 ):
     needs_its_package(Method(name))
-    made, attach = [], Method.attach
+    made, make = [], Method.make_optimizer
 
     def remember(self, *rest):
-        made.append(attach(self, *rest))
+        made.append(make(self, *rest))
         return made[-1]
 
-    monkeypatch.setattr(Method, "attach", remember)
+    monkeypatch.setattr(Method, "make_optimizer", remember)
     train_line(Method(name), milestones=(1, 2))
     rate = 0.01 if name == "schedule_free" else 0.0001
     assert [group["lr"] for group in made[0].param_groups] == pytest.approx(
@@ -451,14 +451,14 @@ def test_schedule_free_trains_at_one_point_evaluates_at_another_and_keeps_its_ra
             self.note()
             return super().evaluate(model)
 
-    attach = Method.attach
+    make = Method.make_optimizer
 
     def remember(self, *rest):
-        made["optimizer"] = attach(self, *rest)
+        made["optimizer"] = make(self, *rest)
         return made["optimizer"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Method, "attach", remember)
+        patch.setattr(Method, "make_optimizer", remember)
         train_line(Method("schedule_free"), task=Watching(), milestones=(1, 2))
     assert [mode for mode, _ in modes] == [False] + ([True] * 5 + [False]) * 3
     assert set(rates) == {0.01}

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, likened
+from weightcast.kernels import eager
 from weightcast.kernels.build import FLAGS, LIBRARY, SOURCE, compile_library
+from weightcast.kernels.operands import Operands, Settings, alike, likened
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _FORECAST, _STEP, _RESTORE = range(3)  # as in adamw.c

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from weightcast.kernels import FUSED_DEVICES, Operands, Settings, alike, likened
-from weightcast.passes import tiles
-from weightcast.rules import adam
-from weightcast.tensors import StateView
+from weightcast.displacement.rules import adam
+from weightcast.kernels.operands import FUSED_DEVICES, Operands, Settings, alike, likened
+from weightcast.tensors import StateView, tiles
 
 
 def handles(p: Tensor, moments: Any) -> bool:

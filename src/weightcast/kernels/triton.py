@@ -7,14 +7,15 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from weightcast.kernels import Operands, Settings, alike, eager, likened
+from weightcast.kernels import eager
+from weightcast.kernels.operands import Operands, Settings, alike, likened
+from weightcast.kernels.uploads import on_device
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK = tl.constexpr(1024)  # elements that one program moves
@@ -256,7 +257,7 @@ def _prepare(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
     blocks = [-(-size // block) for size in sizes]
     columns = [[t.data_ptr() for t in getattr(o, name)] or [0] * count for name in _COLUMNS]
     rows = zip(*columns, sizes, accumulate(blocks, initial=0), strict=False)
-    table = _on_device(tuple(chain.from_iterable(rows)), device)
+    table = on_device(tuple(chain.from_iterable(rows)), device)
     repeats = (table[_SIZE::_WIDTH] + (block - 1)) // block
     rows_of_blocks = torch.repeat_interleave(repeats, output_size=sum(blocks))
     factors = torch.empty(count, _FACTORS, dtype=torch.float32, device=device)
@@ -270,7 +271,7 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
     count, size, device, gradients = len(o.params), blocks.numel(), table.device, None
     if is_step:
         grads = likened(o.grads, o.params)  # alive until their kernel is launched
-        gradients = _on_device(tuple(map(Tensor.data_ptr, grads)), device)
+        gradients = on_device(tuple(map(Tensor.data_ptr, grads)), device)
     settings = (s.lr, s.decay, s.back, s.ahead)
     found_inf = s.found_inf if is_step else None
     tensors = [
@@ -296,38 +297,3 @@ def _launch(o: Operands, s: Settings, is_step: bool) -> None:
                 IS_JOINT=is_step and is_ahead and s.is_joint, **_OPTIONS,
             )  # fmt: skip
     torch.autograd.graph.increment_version(o.params)  # written behind its back
-
-
-_uploads: dict[tuple[Any, ...], Tensor] = {}
-_reserve = torch.empty(0, dtype=torch.int64, device="cpu")
-_captured: list[Tensor] = []
-
-
-def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Addresses for the device, which has most of them from before.
-
-    A CUDA graph reads them anew with each replay, so that nothing else may ever use their pinned
-    memory; and torch before 2.11 cannot allocate any while it captures.
-    """
-    global _reserve
-    count, is_cuda = len(numbers), device.type == "cuda"
-    is_captured = is_cuda and torch.cuda.is_current_stream_capturing()
-    found = _uploads.get((device, numbers))
-    if found is not None:
-        if is_captured:
-            _captured.append(found)
-        return found
-    host = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-    if is_captured:
-        pinned, _reserve = _reserve[:count], _reserve[count:]
-        pinned = pinned.copy_(host) if len(pinned) == count else host.pin_memory()
-        _captured.append(pinned)
-        return pinned.to(device, non_blocking=True)
-    if is_cuda:
-        host = host.pin_memory()
-        if len(_reserve) < 8 * count:
-            _reserve = host.new_empty(max(8 * count, 2**14)).pin_memory()
-    if len(_uploads) == 64:
-        del _uploads[next(iter(_uploads))]
-    found = _uploads[device, numbers] = host.to(device, non_blocking=True)
-    return found

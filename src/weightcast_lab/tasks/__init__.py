@@ -101,11 +101,16 @@ class Task(ABC):
         """Further measurements at the end of a run, by name."""
         return {}
 
+    def test_loss(self, model: nn.Module) -> float | None:
+        """Mean loss on data that choose nothing, if the task keeps such data apart."""
+        return None
+
 
 TASKS = {
     "digits": "weightcast_lab.tasks.digits:digits",
     "text": "weightcast_lab.tasks.docs_text:docs_text",
     "ptb": "weightcast_lab.tasks.ptb:ptb",
+    "ptb_characters": "weightcast_lab.tasks.ptb_characters:ptb_characters",
     "cifar10": "weightcast_lab.tasks.cifar10:cifar10",
 }
 """Task name -> `module:function`; the function takes a `DataSource` and makes the task."""

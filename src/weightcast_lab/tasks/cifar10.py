@@ -287,11 +287,20 @@ class Cifar10Task(Task):
         width: float,
         training_images: int,
         validation_images: int,
+        test_images: int,
     ) -> None:
         """A part of the images is the same for every seed and has all classes equally."""
         self.network, self.width = network, width
-        self.training = _chosen(records[:TRAINING], training_images)
-        self.validation = _chosen(records[TRAINING:], validation_images)
+        self.test_images: tuple[Tensor, Tensor] | None = None
+        if test_images:
+            order = torch.randperm(TRAINING, generator=torch.Generator().manual_seed(1)).numpy()
+            kept = TRAINING - TRAINING // 5
+            self.training = _chosen(records[order[:kept]], training_images)
+            self.validation = _chosen(records[order[kept:]], validation_images)
+            self.test_images = _chosen(records[TRAINING:], test_images)
+        else:
+            self.training = _chosen(records[:TRAINING], training_images)
+            self.validation = _chosen(records[TRAINING:], validation_images)
         part = f", {training_images:,} images" if training_images < TRAINING else ""
         narrow = f" at width {width:g}" if width != 1 else ""
         self.title = f"{archive.name}, {NETWORKS[network].label}{narrow}{part}"
@@ -302,6 +311,7 @@ class Cifar10Task(Task):
             "validation images": validation_images,
             "network": network,
             "width": width,
+            **({"test images": test_images} if test_images else {}),
         }
         self.mean = 255 * torch.tensor(MEAN)
         self.scale = 1 / (255 * torch.tensor(STD))
@@ -315,6 +325,8 @@ class Cifar10Task(Task):
         """Move images and classes."""
         self.training = (self.training[0].to(device), self.training[1].to(device))
         self.validation = (self.validation[0].to(device), self.validation[1].to(device))
+        if self.test_images is not None:
+            self.test_images = (self.test_images[0].to(device), self.test_images[1].to(device))
         self.mean, self.scale = self.mean.to(device), self.scale.to(device)
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Sequence[Batch]:
@@ -349,7 +361,19 @@ class Cifar10Task(Task):
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
         """Cross-entropy in nats and accuracy in per cent."""
-        images, classes = self.validation
+        return self._measured(model, *self.validation)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy in per cent on the test images, if any are kept apart."""
+        if self.test_images is None:
+            return {}
+        return {"test accuracy (%)": self._measured(model, *self.test_images)[1]}
+
+    def test_loss(self, model: nn.Module) -> float | None:
+        """Cross-entropy in nats on the test images, if any are kept apart."""
+        return None if self.test_images is None else self._measured(model, *self.test_images)[0]
+
+    def _measured(self, model: nn.Module, images: Tensor, classes: Tensor) -> tuple[float, float]:
         loss, correct = torch.zeros((2, 1), dtype=torch.float64, device=images.device)
         for pixels, labels in zip(
             images.split(EVALUATION_BATCH), classes.split(EVALUATION_BATCH), strict=True
@@ -390,6 +414,7 @@ def cifar10(
     width: float = 1.0,
     training_images: int = TRAINING,
     validation_images: int = VALIDATION,
+    test_images: int = 0,
 ) -> Task:
     """The task `cifar10`: one of `models.cifar.NETWORKS`, validated on CIFAR-10's test images.
 
@@ -399,6 +424,8 @@ def cifar10(
         width: Times as many channels as published.
         training_images: A part of the 50,000, the same for every seed.
         validation_images: A part of the 10,000.
+        test_images: A part of the 10,000 that is kept apart for the end of a run; a fifth of the
+            50,000, which is then not trained on, serves for validation.
 
     Raises:
         LabError: the images cannot be used, or an option is not possible.
@@ -406,4 +433,5 @@ def cifar10(
     build_network(network, width)
     archive = find_archive(source)
     records = load_records(archive)
-    return Cifar10Task(archive, records, network, width, training_images, validation_images)
+    sizes = training_images, validation_images, test_images
+    return Cifar10Task(archive, records, network, width, *sizes)

@@ -13,6 +13,7 @@ from weightcast_lab.errors import unknown_name
 from weightcast_lab.tasks import DataSource, Metric, Preset, Task, refuse_source
 from weightcast_lab.tasks.language import (
     Corpus,
+    Drawn,
     LanguageTask,
     LSTMShape,
     TransformerShape,
@@ -41,7 +42,12 @@ def character_corpus(name: str, text: str) -> Corpus:
 
 
 def docs_text(
-    source: DataSource, *, network: str = "lstm", training_tokens: int | None = None
+    source: DataSource,
+    *,
+    network: str = "lstm",
+    training_tokens: int | None = None,
+    drawn: bool = False,
+    epoch_steps: int | None = None,
 ) -> Task:
     """The task `text`.
 
@@ -51,6 +57,9 @@ def docs_text(
         source: Nothing: the task carries its text.
         network: `lstm` or `transformer`.
         training_tokens: Only so many characters from the beginning of the training text.
+        drawn: Whether the seed draws the batches; the last tenth is then kept apart for tests, and
+            the tenth before it for validation.
+        epoch_steps: With `drawn`, so many batches of windows that begin anywhere are an epoch.
 
     Raises:
         LabError: there is no such network, or the text is shorter.
@@ -61,6 +70,14 @@ def docs_text(
     label, shape, rate = NETWORKS[network]
     text = "\n".join(topics[key] for key in sorted(topics))
     corpus = character_corpus(f"pydoc topics of Python {platform.python_version()}", text)
+    if drawn:
+        end = len(corpus.training) - len(corpus.validation)
+        corpus = replace(
+            corpus,
+            training=corpus.training[:end],
+            validation=corpus.training[end:],
+            test=corpus.validation,
+        )
     corpus = replace(corpus, training=beginning(corpus.training, training_tokens))
     return LanguageTask(
         title=f"Python's own documentation, character-level {label}",
@@ -69,4 +86,5 @@ def docs_text(
         metric=Metric("bits per character", decimals=3, higher_is_better=False),
         metric_of_loss=lambda loss: loss / math.log(2),
         preset=Preset(rate, batch_size=32, epochs=8, seeds=3, clip_norm=1.0),
+        drawn=Drawn(epoch_steps) if drawn else None,
     )

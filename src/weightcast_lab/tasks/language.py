@@ -76,11 +76,28 @@ class TransformerShape:
         )
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Training batches that depend on the seed.
+
+    Without `steps` every epoch reads the text from another place on, round to its end again; a
+    recurrent state is carried along. With `steps` an epoch is so many batches of windows that
+    begin anywhere, for networks that carry no state.
+    """
+
+    steps: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For a task's."""
+        return {"drawn": "from another place" if self.steps is None else f"{self.steps:,} batches"}
+
+
 class LanguageTask(Task):
     """A model that reads the text in parallel streams, its state carried from window to window.
 
     The text is cut into `batch_size` streams of equal length (a remainder shorter than a stream is
-    left out). The order is the text's own, so batches do not depend on the seed.
+    left out). The order is the text's own, so batches do not depend on the seed, unless they are
+    `Drawn`.
     """
 
     def __init__(
@@ -91,6 +108,7 @@ class LanguageTask(Task):
         metric: Metric,
         metric_of_loss: Callable[[float], float],
         preset: Preset,
+        drawn: Drawn | None = None,
     ) -> None:
         """`metric_of_loss` turns nats per token into the metric.
 
@@ -105,8 +123,8 @@ class LanguageTask(Task):
                 )
         self.title, self.corpus, self.shape = title, corpus, shape
         self.metric, self.metric_of_loss = metric, metric_of_loss
-        self.preset = preset
-        self.facts = corpus.facts() | vars(shape)
+        self.preset, self.drawn = preset, drawn
+        self.facts = corpus.facts() | vars(shape) | ({} if drawn is None else drawn.facts())
         self.device = torch.device("cpu")
 
     def build_model(self) -> nn.Module:
@@ -121,7 +139,13 @@ class LanguageTask(Task):
         self, batch_size: int, generator: torch.Generator
     ) -> Sequence[tuple[Tensor, Tensor]]:
         """Windows of the training text: tokens and next tokens, each of shape (time, batch)."""
-        return self._windows(self.corpus.training, batch_size)
+        text = self.corpus.training
+        if self.drawn is None:
+            return self._windows(text, batch_size)
+        if self.drawn.steps is None:
+            start = int(torch.randint(len(text), (), generator=generator))
+            return self._windows(text.roll(-start), batch_size)
+        return self._places(text, batch_size, self.drawn.steps, generator)
 
     def loss(
         self, model: nn.Module, batch: tuple[Tensor, Tensor], carried: State | None
@@ -138,10 +162,12 @@ class LanguageTask(Task):
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The metric on the test text, if there is one."""
-        if self.corpus.test is None:
-            return {}
-        loss = self._mean_loss(model, self.corpus.test)
-        return {f"test {self.metric.name}": self.metric_of_loss(loss)}
+        loss = self.test_loss(model)
+        return {} if loss is None else {f"test {self.metric.name}": self.metric_of_loss(loss)}
+
+    def test_loss(self, model: nn.Module) -> float | None:
+        """Nats per token on the test text, if there is one."""
+        return None if self.corpus.test is None else self._mean_loss(model, self.corpus.test)
 
     def _mean_loss(self, model: nn.Module, text: Tensor) -> float:
         total, count, state = 0.0, 0, None
@@ -150,6 +176,17 @@ class LanguageTask(Task):
             total += loss.item() * batch[1].numel()
             count += batch[1].numel()
         return total / count
+
+    def _places(
+        self, text: Tensor, batch_size: int, steps: int, generator: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """So many batches of windows that begin anywhere in the text."""
+        window = self.shape.window
+        if len(text) <= window:
+            raise LabError(f"A text of {len(text):,} tokens is shorter than a window of {window}.")
+        starts = torch.randint(len(text) - window, (steps, 1, batch_size), generator=generator)
+        tokens = text[starts + torch.arange(window + 1).unsqueeze(1)].to(self.device)
+        return [(batch[:-1], batch[1:]) for batch in tokens]
 
     def _windows(self, text: Tensor, streams: int) -> list[tuple[Tensor, Tensor]]:
         length = len(text) // streams

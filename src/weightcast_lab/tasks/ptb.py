@@ -15,7 +15,14 @@ from torch import Tensor
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.tasks import DataSource, Metric, Preset, Task
-from weightcast_lab.tasks.language import Corpus, LanguageTask, LSTMShape, beginning, perplexity
+from weightcast_lab.tasks.language import (
+    Corpus,
+    Drawn,
+    LanguageTask,
+    LSTMShape,
+    beginning,
+    perplexity,
+)
 
 END_OF_SENTENCE = "<eos>"
 
@@ -36,13 +43,17 @@ PUBLISHED = {
 }
 
 
-def read_words(path: Path, any_text: bool) -> tuple[list[str], bool]:
-    """The words of a file, `<eos>` after each line, and whether it is the published one.
+def read_lines(path: Path, any_text: bool) -> tuple[list[list[str]], bool]:
+    """The words of each line of a file, and whether it is the published one.
 
     Raises:
         LabError: the file cannot be read, is empty, is no UTF-8 text, or is not the published text
             although `any_text` is False.
     """
+    if not path.parent.is_dir():
+        raise LabError(
+            f"--data {path.parent} is not a folder: give the one with {', '.join(PUBLISHED)}."
+        )
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
@@ -71,7 +82,27 @@ def read_words(path: Path, any_text: bool) -> tuple[list[str], bool]:
             f"{path} {problem}: it has {count:,} words and the published file {published:,}; copy "
             "it again, or give --any-text to use it as it is."
         )
+    return lines, is_published
+
+
+def read_words(path: Path, any_text: bool) -> tuple[list[str], bool]:
+    """The words of a file, `<eos>` after each line; all else as `read_lines`."""
+    lines, is_published = read_lines(path, any_text)
     return [word for line in lines for word in (*line, END_OF_SENTENCE)], is_published
+
+
+def text_folder(task: str, source: DataSource) -> Path:
+    """Where the texts are: in the folder named, or in its folder `ptb`.
+
+    Raises:
+        LabError: no folder is named.
+    """
+    if source.folder is None:
+        raise LabError(
+            f"The task {task!r} needs --data FOLDER, a folder with {', '.join(PUBLISHED)}."
+        )
+    inner = source.folder / "ptb"
+    return inner if inner.is_dir() else source.folder
 
 
 def word_corpus(folder: Path, any_text: bool, size: int | None = None) -> Corpus:
@@ -83,10 +114,6 @@ def word_corpus(folder: Path, any_text: bool, size: int | None = None) -> Corpus
         LabError: a file is not usable, or has words outside the vocabulary and there is no `<unk>`
             to stand for them.
     """
-    if not folder.is_dir():
-        raise LabError(
-            f"--data {folder} is not a folder: give the one with {', '.join(PUBLISHED)}."
-        )
     files = {name: read_words(folder / name, any_text) for name in PUBLISHED}
     texts = {name: words for name, (words, _) in files.items()}
     frequent = {word for word, _ in Counter(texts["ptb.train.txt"]).most_common(size)}
@@ -118,7 +145,9 @@ def ptb(
     window: int = 35,
     training_tokens: int | None = None,
     validation_tokens: int | None = None,
+    test_tokens: int | None = None,
     vocabulary: int | None = None,
+    drawn: bool = False,
 ) -> Task:
     """The task `ptb`: an LSTM of `layers` layers of `units` units, the embedding included.
 
@@ -130,6 +159,8 @@ def ptb(
         window: Of truncated backpropagation, in words.
         training_tokens: Only so many from the beginning of the training text.
         validation_tokens: Only so many from the beginning of the validation text.
+        test_tokens: Only so many from the beginning of the test text.
+        drawn: Whether each epoch begins at a place of the training text that the seed draws.
         vocabulary: Only so many of the most frequent words; the others become `<unk>`.
 
     Raises:
@@ -140,11 +171,7 @@ def ptb(
             f"An LSTM of {layers} layers of {units} units with dropout {dropout:g} and a window of "
             f"{window} is not possible: give numbers of at least 1, and dropout in [0, 1)."
         )
-    if source.folder is None:
-        raise LabError(f"The task 'ptb' needs --data FOLDER, a folder with {', '.join(PUBLISHED)}.")
-    # a folder for all data has the texts in ptb/
-    inner = source.folder / "ptb"
-    folder = inner if inner.is_dir() else source.folder
+    folder = text_folder("ptb", source)
     if vocabulary is not None and vocabulary < 1:
         raise LabError(f"vocabulary={vocabulary:,} is not possible: give at least 1 word.")
     corpus = word_corpus(folder, source.any_text, vocabulary)
@@ -152,6 +179,7 @@ def ptb(
         corpus,
         training=beginning(corpus.training, training_tokens, "training_tokens"),
         validation=beginning(corpus.validation, validation_tokens, "validation_tokens"),
+        test=None if corpus.test is None else beginning(corpus.test, test_tokens, "test_tokens"),
     )
     return LanguageTask(
         title=f"{corpus.name}, word by word, {layers}-layer LSTM of {units} units",
@@ -162,4 +190,5 @@ def ptb(
         # Plain AdamW (one seed, validation loss): after one epoch 5.457 at 1e-3, 5.181 at 3e-3 and
         # 5.164 at 1e-2; after three, 4.837 at 3e-3 and 4.983 at 1e-2.
         preset=Preset(learning_rate=3e-3, batch_size=20, epochs=6, seeds=3, clip_norm=0.25),
+        drawn=Drawn() if drawn else None,
     )

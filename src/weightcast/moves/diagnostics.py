@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.errors import PredictionWarning
-from weightcast.passes import Batch
+from weightcast.moves.passes import Batch
 from weightcast.tensors import plain_all
 
 _COARSE = (torch.bfloat16, torch.float16)
 
 
-class Reports:
+class Diagnostics:
     """What has happened so far, as far as it tells whether prediction works at all."""
 
     def __init__(self) -> None:
@@ -69,9 +69,10 @@ def writes_to(moved: Sequence[Batch]) -> int:
     return sum(p._version for batch in moved for p in batch.params)
 
 
-def marks_of_gradients(optimizer: Optimizer) -> list[tuple[int, int]]:
+def marks_of_gradients(optimizer: Optimizer | None) -> list[tuple[int, int]]:
     """Differs after a backward."""
-    params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [] if optimizer is None else optimizer.param_groups
+    params: list[Tensor] = [p for group in groups for p in group["params"]]
     return [(id(p.grad), p.grad._version) for p in params if p.grad is not None]
 
 

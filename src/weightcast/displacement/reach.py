@@ -6,8 +6,10 @@ import math
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
+from weightcast.displacement.rules import OBSERVED_RULE, Group, Rule, rate
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
-from weightcast.rules import OBSERVED_RULE, Group, Rule, rate
 
 STEPS = "prediction_steps"
 """Group key: s of the group alone."""
@@ -44,6 +46,13 @@ def reach(group: Group, steps: float, decaying: bool) -> float:
     if own is not None:
         steps = checked_steps(own, "a group's prediction_steps", decaying)
     return decaying_steps(steps, group) if decaying else steps
+
+
+def settings_of_groups(groups: list[Group], steps: float, decaying: bool) -> list[Any]:
+    """What a prediction depends on besides the optimizer's state."""
+    rates = [group.get("lr") for group in groups]
+    versions = [(id(r), r._version) if isinstance(r, Tensor) else r for r in rates]
+    return [*(reach(group, steps, decaying) for group in groups), *versions]
 
 
 def decaying_steps(steps: float, group: Group) -> float:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightcast.kernels import fused_backend, reads_count
-from weightcast.passes import TILE, Batch, Way, columns
-from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
-from weightcast.tensors import are_real, host_step, plain, plain_all
+from weightcast.displacement.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
+from weightcast.kernels import fused_backend
+from weightcast.kernels.operands import reads_count
+from weightcast.moves.passes import Batch, Way, columns
+from weightcast.tensors import TILE, are_real, host_step, plain, plain_all
 
 _LARGEST = {Way.GATHERED: TILE, Way.MULTI_TENSOR: 2**26}
 """Elements in a batch at most: bounds the temporary memory of a pass."""

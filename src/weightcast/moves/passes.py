@@ -20,13 +20,10 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from weightcast.displacement.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
 from weightcast.errors import InvalidArgumentError
-from weightcast.kernels import Operands, count_anew, operands_of, settings_of
-from weightcast.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
-from weightcast.tensors import StateView, Tensors, plain, plain_all
-
-TILE = 2**16
-"""Elements of a tile, and of the small parameters that are gathered into one."""
+from weightcast.kernels.operands import Operands, count_anew, operands_of, settings_of
+from weightcast.tensors import StateView, Tensors, kept_memory, nonzero, plain, plain_all, tiles
 
 
 class Way(Enum):
@@ -164,39 +161,3 @@ def columns(rule: Rule, state: Mapping[str, Any]) -> list[str]:
     if rule is OBSERVED_RULE:
         return [OBSERVED]
     return [k for k, v in state.items() if isinstance(v, Tensor) and k != "step"]
-
-
-def tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of tensors of one shape that belong together, each of about `TILE` elements."""
-    if tensors[0].numel() <= TILE:
-        yield tensors
-        return
-    if all(t.is_contiguous() for t in tensors):
-        tensors = tuple(t.view(-1) for t in tensors)
-    rows = max(1, TILE * len(tensors[0]) // tensors[0].numel())
-    yield from zip(*(t.split(rows) for t in tensors), strict=True)
-
-
-def nonzero(scale: float | Tensor) -> float | Tensor:
-    """A divisor for what is zero itself where `scale` is."""
-    if isinstance(scale, Tensor):
-        return torch.where(scale == 0, torch.ones_like(scale), scale)
-    return scale or 1.0
-
-
-def buffer_like(p: Tensor, buffer: Tensor | None) -> Tensor:
-    """Memory of the parameter's size: the one offered, if it fits, or new."""
-    if buffer is not None and _kind(buffer) == _kind(p):
-        return buffer
-    return torch.empty_like(p)
-
-
-def kept_memory(p: Tensor, memory: dict[Tensor, Tensor]) -> Tensor:
-    """The parameter's part of `memory`, made or made anew if need be."""
-    memory[p] = buffer_like(p, memory.get(p))
-    return memory[p]
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors must share to be copied element by element in the order of memory."""
-    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from weightcast.passes import buffer_like, nonzero
-from weightcast.rules import OBSERVED, Group, rate
-from weightcast.tensors import moving, plain, plain_all
+from weightcast.displacement.rules import OBSERVED, Group, rate
+from weightcast.tensors import buffer_like, moving, nonzero, plain, plain_all
 
 _UNKNOWN: dict[str, Any] = {}
 """The state of a parameter that has none: one object, so that a plan knows it again."""

@@ -1,0 +1,111 @@
+"""The forecast that `weightcast.AdamW` makes itself, as hooks see it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from weightcast.adamw.optimizer import AdamW
+from weightcast.displacement.reach import STEPS, checked_steps, settings_of_groups
+from weightcast.displacement.rules import rule_for
+from weightcast.forecast import Forecast
+from weightcast.moves.forecast import OptimizerForecast
+from weightcast.moves.pause import nothing, paused
+
+
+class AdamWForecast(Forecast):
+    """The weights of a `weightcast.AdamW`, which moves them itself."""
+
+    hears_of_steps = False
+    weight_decay = False
+
+    def __init__(self, steps: float, optimizer: AdamW) -> None:
+        self.decaying = optimizer.decaying
+        self._optimizer: Callable[[], AdamW | None] = weakref.ref(optimizer)
+        self._steps = checked_steps(steps, "steps", self.decaying)
+        self._settings_used: list[Any] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        detached = functools.partial(
+            OptimizerForecast, decaying=self.decaying, weight_decay=self.weight_decay
+        )
+        return detached, (self.steps,)
+
+    @property
+    def optimizer(self) -> AdamW | None:
+        """Whose weights these are; None once it has ended, or the optimizer is gone."""
+        return self._optimizer()
+
+    @property
+    def steps(self) -> float:
+        """How many steps to look ahead; they live in the optimizer's parameter groups."""
+        optimizer = self._optimizer()
+        return self._steps if optimizer is None else optimizer.defaults[STEPS]
+
+    @steps.setter
+    def steps(self, value: float) -> None:
+        optimizer = self._optimizer()
+        self._steps = checked_steps(value, "steps", self.decaying)
+        if optimizer is not None:
+            for holder in (optimizer.defaults, *optimizer.param_groups):
+                holder[STEPS] = self._steps
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the parameters are at θ̂ now."""
+        optimizer = self._optimizer()
+        return optimizer is not None and optimizer.is_predicted
+
+    @property
+    def backward_pending(self) -> bool:
+        """Whether a backward may wait for θ̂; not between an eager step and the next forward."""
+        optimizer = self._optimizer()
+        return optimizer is not None and optimizer.backward_pending
+
+    def predict(self) -> None:
+        """Move the weights to θ̂, as `AdamW.train`."""
+        if (optimizer := self._optimizer()) is not None:
+            groups = optimizer.param_groups
+            settings = settings_of_groups(groups, self.steps, self.decaying)
+            if not self.backward_pending or settings != self._settings_used:
+                self._settings_used = settings
+                optimizer.train()
+
+    def restore(self) -> None:
+        """Put the true weights back, as `AdamW.eval`."""
+        if (optimizer := self._optimizer()) is not None:
+            optimizer.eval()
+
+    def pause(self) -> Callable[[], None]:
+        """Put θ back for an evaluation; gives what to call after it."""
+        used = self._settings_used
+        return paused(self, lambda: used == self._settings_used, nothing)
+
+    def before_step(self) -> None:
+        """It knows."""
+
+    def around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """It knows."""
+        return closure
+
+    def after_step(self) -> None:
+        """It knows."""
+
+    def state_replaced(self) -> None:
+        """Put θ back."""
+        self.restore()
+
+    def displacements(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter with its Δ, as far as it is known."""
+        if (optimizer := self._optimizer()) is not None:
+            rule = rule_for(optimizer)
+            yield from OptimizerForecast(self.steps, optimizer, rule).displacements()
+
+    def end(self) -> None:
+        """Put θ back, and let go of the optimizer."""
+        self.restore()
+        self._steps, self._optimizer = self.steps, nothing

@@ -1,0 +1,1 @@
+"""WHAT: the displacement of each optimizer, and how far to walk along it."""

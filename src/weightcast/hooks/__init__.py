@@ -1,0 +1,1 @@
+"""WHEN: hooks of model and optimizer tell a forecast when to move the weights."""

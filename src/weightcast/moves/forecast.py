@@ -1,0 +1,241 @@
+"""The forecast of any optimizer: where its weights are, and the way there and back."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from weightcast.displacement.observed import Observer, takes_part
+from weightcast.displacement.reach import checked_steps, decay_factor, reach, settings_of_groups
+from weightcast.displacement.rules import OBSERVED, OBSERVED_RULE, Group, Rule, rate
+from weightcast.forecast import Forecast
+from weightcast.moves.diagnostics import Diagnostics, marks_of_gradients, writes_to
+from weightcast.moves.passes import Batch
+from weightcast.moves.pause import nothing, paused
+from weightcast.moves.plans import Plans, batches_of
+from weightcast.tensors import moving, untraced, written
+
+
+class OptimizerForecast(Forecast):
+    """The weights of any optimizer; θ is kept while they are at θ̂."""
+
+    def __init__(
+        self,
+        steps: float,
+        optimizer: Optimizer | None = None,
+        rule: Rule = OBSERVED_RULE,
+        *,
+        decaying: bool = False,
+        weight_decay: bool = False,
+    ) -> None:
+        self.decaying, self.weight_decay = decaying, weight_decay
+        self.steps = steps
+        self._optimizer: Callable[[], Optimizer | None] = nothing
+        if optimizer is not None:
+            self._optimizer = weakref.ref(optimizer)
+        self._rule = rule
+        self._observer = Observer()
+        self._diagnostics = Diagnostics()
+        self._plans: Plans = {}
+        self.memory: dict[Tensor, Tensor] = {}  # for θ; reused, so that a loop allocates nothing
+        self.moved: list[Batch] = []
+        self._is_predicted = False
+        self._settings_used: list[Any] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        detached = functools.partial(
+            OptimizerForecast, decaying=self.decaying, weight_decay=self.weight_decay
+        )
+        return detached, (self.steps,)
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Whose weights these are; None once it has ended, or the optimizer is gone."""
+        return self._optimizer()
+
+    @property
+    def steps(self) -> float:
+        """How many steps to look ahead."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, value: float) -> None:
+        self._steps = checked_steps(value, "steps", self.decaying)
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the parameters are at θ̂ now (which is θ itself where nothing is known yet)."""
+        return self._is_predicted
+
+    backward_pending = is_predicted
+
+    # --- there and back --------------------------------------------------------------------------
+
+    @untraced
+    def predict(self) -> None:
+        """Move the weights from θ to θ̂. Does nothing if they are there."""
+        if (optimizer := self._optimizer()) is None:
+            return
+        settings = settings_of_groups(optimizer.param_groups, self._steps, self.decaying)
+        if self._is_predicted:
+            self._diagnostics.check_untouched(self.moved)
+            if settings == self._settings_used:
+                return
+            self.restore()  # a scheduler went on after a step that the gradient scaler skipped
+        self._settings_used = settings
+        self._is_predicted = self._diagnostics.ever_predicted = True
+        try:
+            with moving():
+                batches = self.batches()
+                for batch in batches:
+                    self._move(batch)
+                self._diagnostics.check_coarseness(self.moved)
+                self._diagnostics.writes = writes_to(self.moved)
+        except BaseException:
+            self.restore()
+            raise
+        if not self._observer.watched:  # then its memory holds θ from before the step
+            self._diagnostics.check_anything_known(batches)
+
+    @untraced
+    def restore(self) -> None:
+        """Put θ back, bit for bit. Does nothing if it is there."""
+        self._restore(for_update=False)
+
+    def pause(self) -> Callable[[], None]:
+        """Put θ back for an evaluation; gives what to call after it."""
+        used = self._settings_used
+        return paused(self, lambda: used == self._settings_used, self._note_writes)
+
+    def displacements(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter with its Δ, as far as it is known."""
+        with torch.no_grad():
+            batches = [*self.batches(), *(b for b in self.moved if b.is_observed)]
+            pairs = [zip(b.params, b.displacements(), strict=True) for b in batches]
+        for p, delta in chain.from_iterable(pairs):
+            yield p, torch.view_as_complex(delta) if p.is_complex() else delta
+
+    def batches(self) -> list[Batch]:
+        """The parameters whose displacement is known, as they move together."""
+        found: list[Batch] = []
+        if (optimizer := self._optimizer()) is not None:
+            for n, group in enumerate(optimizer.param_groups):
+                states = self._observer.states_of(optimizer, group["params"])
+                rule = self._rule_of(group)
+                found += batches_of(self._plans, n, group, rule, states, self.memory)
+        return found
+
+    def end(self) -> None:
+        """Put θ back, and let go of everything."""
+        self.restore()
+        if (optimizer := self._optimizer()) is not None:
+            for state in optimizer.state.values():
+                state.pop(OBSERVED, None)
+        self._plans, self.memory, self._observer = {}, {}, Observer()
+        self._optimizer = nothing
+
+    # --- the optimizer's step --------------------------------------------------------------------
+
+    def before_step(self) -> None:
+        """Put θ back, and keep it once more where the update is to be observed."""
+        self._observer.watched.clear()  # a step that raised never ended
+        self._restore_for_update()
+
+    def around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure at θ̂; it may run several times within a step, and may detach."""
+        self._observer.watched.clear()
+        self.restore()
+
+        @functools.wraps(closure)
+        def at_prediction() -> Any:
+            optimizer, ever = self._optimizer(), self._diagnostics.ever_predicted
+            gradients = marks_of_gradients(optimizer)
+            try:
+                self.predict()
+                loss = closure()
+            except BaseException:
+                self.restore()
+                raise
+            # some trainers pass a closure that does nothing after a backward of their own
+            self._diagnostics.ever_predicted = ever or marks_of_gradients(optimizer) != gradients
+            self._restore_for_update()
+            return loss
+
+        return at_prediction
+
+    def after_step(self) -> None:
+        """See what an observed update has subtracted."""
+        if (optimizer := self._optimizer()) is not None:
+            self._observer.compare(optimizer)
+            self._diagnostics.step_taken(any(map(self._reach, optimizer.param_groups)))
+
+    def state_replaced(self) -> None:
+        """Put θ back, and forget what was known of the old state."""
+        self.restore()
+        self._plans.clear()  # they hold the old state
+        self._observer.apart.clear()
+        self._diagnostics.has_stepped = False  # the loaded one may not have
+
+    def _restore_for_update(self) -> None:
+        optimizer = self._optimizer()
+        held = self._restore(for_update=not hasattr(optimizer, "found_inf"))
+        if optimizer is None or self._observer.watched:
+            return
+        for group in (g for g in optimizer.param_groups if self._rule_of(g) is OBSERVED_RULE):
+            if self._reach(group):
+                self._observer.remember(optimizer, group, held)
+            else:
+                self._observer.forget(optimizer, group)
+
+    # --- moving ----------------------------------------------------------------------------------
+
+    def _reach(self, group: Group) -> float:
+        return reach(group, self._steps, self.decaying)
+
+    def _rule_of(self, group: Group) -> Rule:
+        return self._rule if self._rule.when(group) else OBSERVED_RULE
+
+    def _note_writes(self) -> None:
+        self._diagnostics.writes = writes_to(self.moved)
+
+    def _move(self, batch: Batch) -> None:
+        steps, lr = self._reach(batch.group), rate(batch.group)
+        if steps == 0 or (batch.is_observed and not isinstance(lr, Tensor) and lr == 0):
+            return
+        decay = decay_factor(batch.rule, batch.group, steps) if self.weight_decay else 1.0
+        batch.forecast(steps, decay)
+        written(batch.params)
+        self.moved.append(batch)
+
+    def _restore(self, *, for_update: bool) -> dict[Tensor, Tensor]:
+        """Bring every batch back to θ; each is forgotten only once it is, whatever interrupts.
+
+        Before an update that is observed, the memory of the last displacements goes on to hold θ,
+        and is returned.
+        """
+        held: dict[Tensor, Tensor] = {}
+        if not self._is_predicted:
+            return held
+        self._diagnostics.check_untouched(self.moved)
+        self._diagnostics.writes = 0  # what interrupts is no second cause
+        with moving():
+            while self.moved:
+                batch = self.moved[-1]
+                hold = for_update and batch.is_observed and all(map(takes_part, batch.params))
+                displacements = batch.observed() if batch.is_observed and not hold else []
+                batch.restore()
+                written(batch.params)
+                self.moved.pop()
+                if hold:
+                    held.update(zip(batch.params, batch.saved, strict=True))
+                elif batch.is_observed:
+                    batch.keep(displacements)
+        self._is_predicted = False
+        return held

@@ -1,0 +1,185 @@
+"""The second study's report: blocks of a table and its notes, for the terminal and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+
+from weightcast_lab.evidence import Answer as Forest
+from weightcast_lab.figures import LIGHT, draw_forest, to_image
+from weightcast_lab.readings import PREDICTED, TRUE
+from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
+from weightcast_lab.study import Question as Asked
+from weightcast_lab.study_tables import change_text, effect_text, in_percent, overall_text
+from weightcast_lab.tables import (
+    NOTHING,
+    Cell,
+    interval_text,
+    markdown_rows,
+    marked,
+    number,
+    terminal_notes,
+    terminal_table,
+)
+from weightcast_lab.trials.answers import (
+    Answer,
+    Row,
+    Saving,
+    answers,
+    is_full_length,
+    readings_of,
+    savings,
+    tolerances,
+)
+from weightcast_lab.trials.protocol import CANDIDATES
+
+AT = {"usual": "at the usual momentum", "best": "each at its best momentum"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table under its heading."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    notes: tuple[str, ...] = ()
+
+
+def blocks(experiments: Sequence[Results]) -> list[Block]:
+    """All tables that have something to show."""
+    found = [
+        *map(_question, answers(experiments)),
+        _savings(list(savings(experiments))),
+        _tolerances(experiments),
+        _readings(experiments),
+    ]
+    return [block for block in found if block.rows]
+
+
+def _question(answer: Answer) -> Block:
+    several = len(answer.workloads) > 1
+    header = ["Method", *(["β"] if answer.at == "best" else []), *answer.workloads]
+    if several:
+        header += ["Mean", "Mean without the task that moves it most"]
+    header.append("Smallest visible")
+    rows = [_row(one, several) for one in answer.rows]
+    what = f"Change of the test loss in %, compared with {answer.reference}, {AT[answer.at]}"
+    return Block(f"{answer.question.text} {what}", header, rows)
+
+
+def _row(one: Row, several: bool) -> list[Cell]:
+    row = one.row
+    cells: list[Cell] = [(row.label + (" (primary)" if one.is_primary else ""), "")]
+    cells += [(one.momenta, "")] if one.momenta else []
+    cells += [(effect_text(effect), effect.verdict) for effect in row.effects]
+    if several:
+        name, rest = one.without or ("", None)
+        text = NOTHING if rest is None else f"{change_text(rest)} (without {name})"
+        cells += [(overall_text(row), row.overall.verdict), (text, "")]
+    visible = NOTHING if one.visible is None else f"±{number(in_percent(one.visible), 1)}"
+    return [*cells, (visible, "")]
+
+
+def _savings(found: Sequence[Saving]) -> Block:
+    rows: list[list[Cell]] = []
+    for one in found:
+        names = [CANDIDATES[name].label for name in (one.candidate, one.rival)]
+        if one.share is not None:
+            share = change_in_steps(one)
+        else:
+            share = "more than 30 %" if one.is_more else "none"
+        rows.append(
+            [*((name, "") for name in names), (one.workload, ""), (AT[one.at], ""), (share, "")]
+        )
+    header = ["Method", "Rival", "Task", "Momentum", "Steps saved"]
+    return Block("Steps saved on the way to the rival's final test loss", header, rows)
+
+
+def change_in_steps(saving: Saving) -> str:
+    """`9 % [5, 13]`."""
+    assert saving.share is not None
+    mean, width = 100 * saving.share.mean, saving.share.half_width
+    if width is None:
+        return f"{number(mean, 0)} %"
+    low, high = (number(mean + sign * 100 * width, 0) for sign in (-1, 1))
+    return f"{number(mean, 0)} % [{low}, {high}]"
+
+
+def _tolerances(experiments: Sequence[Results]) -> Block:
+    rows: list[list[Cell]] = [
+        [
+            (CANDIDATES[one.candidate].label, ""),
+            (one.workload, ""),
+            (f"{one.best_rate:g}", ""),
+            ((">" if one.is_open else "") + f"{number(one.factor, 1)}", ""),
+        ]
+        for one in tolerances(experiments)
+    ]
+    title = "What a method forgives: over what factor of rates it stays within 2 % of its best"
+    return Block(title, ["Method", "Task", "Best rate", "Factor"], rows)
+
+
+def _readings(experiments: Sequence[Results]) -> Block:
+    rows: list[list[Cell]] = []
+    places = [TRUE, PREDICTED, "average-0.01", "average-0.03", "average-0.1"]
+    for experiment in filter(lambda e: is_full_length(e["key"]), experiments):
+        for candidate in dict.fromkeys(c["candidate"] for c in experiment["choices"]):
+            found = readings_of(experiment, candidate)
+            if found.get(TRUE) is None or CANDIDATES[candidate].averaged:
+                continue
+            cells = [(interval_text(found.get(place), LOSS_DECIMALS), "") for place in places]
+            rows.append([(CANDIDATES[candidate].label, ""), (experiment["workload"], ""), *cells])
+    header = ["Method", "Task", "θ", "θ̂", "average over 1 %", "3 %", "10 %"]
+    return Block("Test loss by where it is read, at the usual momentum", header, rows)
+
+
+def notes_of(experiments: Sequence[Results]) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    notes = [
+        "Changes are of the final test loss in per cent, paired by seed (same initial weights, "
+        "same batches), with 95% t intervals. Bold is better or worse at 5%: a primary comparison "
+        "by its own p value, all others after Holm's correction over all of their table. "
+        "*Smallest visible* is the change that such a study shows four times out of five.",
+    ]
+    runs, searched = (sum(len(e[part]) for e in experiments) for part in ("runs", "search"))
+    notes.append(f"{runs:,} final runs and {searched:,} of the searches are finished.")
+    edges = sum(c["is_edge"] for e in experiments for c in e["choices"])
+    if edges:
+        notes.append(f"{edges} chosen rates are the lowest or highest that was tried.")
+    if any(e["environments"] for e in experiments):
+        notes.append(computed_on(experiments))
+    return notes
+
+
+def markdown(experiments: Sequence[Results]) -> str:
+    """All tables in Markdown, then notes."""
+    parts = [
+        f"**{block.title}**\n\n{markdown_rows(block.header, marked(block.rows))}\n"
+        for block in blocks(experiments)
+    ]
+    return "".join((*parts, *(f"- {note}\n" for note in notes_of(experiments))))
+
+
+def terminal(experiments: Sequence[Results]) -> RenderableType:
+    """All tables for the terminal."""
+    tables = [terminal_table(b.title, b.header, b.rows) for b in blocks(experiments)]
+    return Group(*tables, *terminal_notes(notes_of(experiments)))
+
+
+def files(experiments: Sequence[Results]) -> dict[str, bytes]:
+    """The tables, and a picture of every question."""
+    found = {"tables.md": markdown(experiments).encode()}
+    return found | {name: content for name, content in _pictures(experiments)}
+
+
+def _pictures(experiments: Sequence[Results]) -> Iterator[tuple[str, bytes]]:
+    for answer in answers(experiments):
+        asked = Asked(answer.question.key, "", answer.question.reference, ())
+        rows = tuple(one.row for one in answer.rows)
+        tasks = answer.workloads
+        forest = Forest(asked, answer.reference, tasks, tasks, 0, rows)
+        drawn = draw_forest([forest], f"{answer.reference}, {AT[answer.at]}", None, LIGHT, 2)
+        yield f"{answer.question.key}-{answer.at}.png", to_image(drawn, "png")
