@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from weightcast_lab.train import Job
 
 PIPE_WIDTH = 160
+SEEDS = 10_000
+"""No more than anybody needs."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -187,6 +190,7 @@ def compare(
         int | None,
         typer.Option(
             min=1,
+            max=SEEDS,
             help="Seeds 0 to N-1 for every method; a seed fixes initial weights and batches.",
             show_default="10 for digits, else 3",
         ),
@@ -303,12 +307,13 @@ def compare(
     experiment = open_experiment(
         name_in(task), settings, methods, range(seeds or preset.seeds), folder, the_task
     )
-    plan = (
-        f"{the_task.title}: {{}} of {_plural(settings.epochs, 'epoch')}, learning rate "
-        f"{settings.learning_rate:g}, on {chosen_device}"
+    how = (
+        f"of {_plural(settings.epochs, 'epoch')}, learning rate {settings.learning_rate:g}, "
+        f"on {chosen_device}"
     )
     _keep_others_out(context, folder)
-    done = _compute(experiment.jobs(), plan, _finished(), chosen_device, jobs, _end(minutes), on)
+    order, plan = experiment.jobs(), (the_task.title, how)
+    done = _compute(order, plan, _finished(), chosen_device, jobs, _end(minutes), on)
 
     def contents(*found: Any) -> list[dict[str, Any]]:
         return [content_of(experiment, *found)]
@@ -339,7 +344,8 @@ def reproduce(
         ),
     ] = "desk",
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds 0 to N-1 of every cell.", show_default="1")
+        int | None,
+        typer.Option(min=1, max=SEEDS, help="Seeds 0 to N-1 of every cell.", show_default="1"),
     ] = None,
     beta2: Annotated[
         list[float],
@@ -396,7 +402,7 @@ def reproduce(
         _say_missing(order)
         if minutes is None:
             return
-    plan = f"The paper at preset {preset!r}: {{}} on {chosen_device}"
+    plan = f"The paper at preset {preset!r}", f"on {chosen_device}"
     _keep_others_out(context, folder)
     done = _compute(order, plan, _finished(), chosen_device, jobs, _end(minutes), on)
     title = f"Weight Prediction Boosts the Convergence of AdamW, at preset {preset!r}"
@@ -425,6 +431,7 @@ def study(
         int | None,
         typer.Option(
             min=1,
+            max=SEEDS,
             help="Seeds 0 to N-1 at the chosen learning rates; the search has its own.",
             show_default="as the protocol says: 5",
         ),
@@ -485,7 +492,7 @@ def study(
         order = phase.jobs
         runs += phase.size
         if order and time.time() < until:
-            plan = f"{phase.label}: {{}} on {chosen_device}"
+            plan = phase.label, f"on {chosen_device}"
             done = _compute(order, plan, finished, chosen_device, jobs, until, on)
             results |= done.results
             failures |= done.failures
@@ -503,7 +510,7 @@ def study(
 def foresight(
     context: typer.Context,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds 0 to N-1.", show_default="2")
+        int | None, typer.Option(min=1, max=SEEDS, help="Seeds 0 to N-1.", show_default="2")
     ] = None,
     device: Device = "auto",
     data: Data = None,
@@ -535,7 +542,7 @@ def foresight(
         _say_missing(order)
         if minutes is None:
             return
-    plan = f"Forecasts beside what came: {{}} on {chosen_device}"
+    plan = "Forecasts beside what came", f"on {chosen_device}"
     _keep_others_out(context, folder)
     done = _compute(order, plan, _finished(), chosen_device, jobs, _end(minutes), on)
     title, contents = "How far the last step sees", partial(contents_of, opened)
@@ -640,24 +647,30 @@ def _finished() -> FinishedRuns:
 
 def _compute(
     order: list[Job],
-    plan: str,
+    plan: tuple[str, str],
     finished: FinishedRuns,
     device: str,
     jobs: int | None,
     until: float,
     on: str | None,
 ) -> _Done:
-    """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command."""
+    """Compute what is not finished yet, showing how it gets on; Ctrl-C ends the command.
+
+    `plan` says what the runs are, and how they are computed.
+    """
     from weightcast_lab.cluster import run_on_ray
     from weightcast_lab.progress import ProgressDisplay
     from weightcast_lab.runner import run_jobs
+    from weightcast_lab.store import remove_empty_folders
 
     console = Console(stderr=True)
     live = sys.stdout.isatty() and sys.stderr.isatty()
     results = finished.of(order)
     left = [job for job in order if job not in results]
     already = f", {len(results)} finished already" if results else ""
-    console.print(plan.format(_plural(len(order), "run")) + already + ".", soft_wrap=True)
+    what, how = plan
+    line = f"{what}: {_plural(len(order), 'run')} {how}{already}."
+    console.print(line, soft_wrap=True, markup=False, emoji=False)
     failures: dict[Job, str] = {}
     if left:
         try:
@@ -671,6 +684,8 @@ def _compute(
             done = len(results) + len(display.results)
             console.print(_GO_ON.format("Interrupted", done, len(order)))
             raise typer.Exit(130) from None
+        finally:
+            remove_empty_folders({job.files.folder for job in left})
         finished.add(display.results)
         results |= display.results
     return _Done(results, failures, len(order))
@@ -740,6 +755,8 @@ def report(
     from weightcast_lab.report import in_latex, in_markdown, insert
     from weightcast_lab.results import load_results
 
+    if sum((markdown, latex, as_json, into is not None)) > 1:
+        raise LabError("--markdown, --latex, --json and --into exclude one another: give one.")
     path = results / "results.json" if results.is_dir() else results
     experiments = load_results(path)
     if brief and not (markdown or into):
@@ -787,5 +804,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except LabError as error:
-        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ENOSPC):
+            raise
+        where = str(error.filename or "The output")
+        _refuse(f"{where[:60]}{'…' * (len(where) > 60)}: {error.strerror}.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]Error:[/] {escape(sentence)}", soft_wrap=True)
+    sys.exit(2)

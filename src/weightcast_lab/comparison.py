@@ -14,7 +14,7 @@ import torch
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.files import FORMAT, digest_of, to_json, write_atomically
 from weightcast_lab.optimizers import Method
-from weightcast_lab.own import identity, name_in
+from weightcast_lab.own import foreign, identity, name_in
 from weightcast_lab.records import RunRecord
 from weightcast_lab.results import RUN_DEFAULTS
 from weightcast_lab.runner import Failures
@@ -153,7 +153,13 @@ def open_experiment(
     Raises:
         LabError: it was not, or it cannot be used, or a setting does not suit the task.
     """
-    task.batches(settings.batch_size, torch.Generator())
+    with foreign(f"The batches of {task.title!r} cannot be made"):
+        steps = settings.epochs * len(task.batches(settings.batch_size, torch.Generator()))
+    if settings.delay >= steps:
+        raise LabError(
+            f"--delay {settings.delay} is longer than a run of {steps} steps: no gradient would "
+            "ever be applied."
+        )
     try:  # as they will be read back, to be compared
         configuration = json.loads(json.dumps(_configuration(settings, task), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -223,11 +229,13 @@ def save_results(
 def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     """Everything that numbers depend on, except method, seed and machine."""
     hyperparameters = settings.hyperparameters
+    with foreign(f"The model of {task.title!r} cannot be built"):
+        model = task.build_model()
     return {
         "task": name_in(settings.task),
         **identity(settings.task, "task"),
         **task.facts,
-        "parameters": sum(p.numel() for p in task.build_model().parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "learning rate": settings.learning_rate,
         "milestones": list(settings.milestones),
         "batch size": settings.batch_size,

@@ -511,6 +511,7 @@ def _styles(results: Results, theme: Theme) -> dict[str, Style]:
 def figure_settings(theme: Theme) -> Any:
     """Matplotlib's settings (which it types by their names): quiet axes, room to breathe."""
     return {
+        "text.parse_math": False,  # a $ in the name of a metric is no formula
         "font.family": "sans-serif",
         "font.size": 10.5,
         "axes.titlesize": 11.5,

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -269,6 +269,13 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
+@cache  # a study makes each of its methods thousands of times
+def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
+    """Of the optimizer's constructor."""
+    _, constructor = _known(optimizer)
+    return inspect.signature(constructor).parameters
+
+
 @dataclass(frozen=True)
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
@@ -311,7 +318,7 @@ class Method:
             check_learning_rate(self.learning_rate)
         if self.beta1 is not None:
             Hyperparameters((self.beta1, 0.0))
-            if not {"betas", "momentum"} & self._arguments.keys():
+            if not {"betas", "momentum"} & _arguments_of(self.optimizer).keys():
                 raise LabError(f"{self.optimizer} has no momentum to set.")
 
     @property
@@ -389,10 +396,10 @@ class Method:
         _, constructor = _known(self.optimizer)
         lr = learning_rate if self.learning_rate is None else self.learning_rate
         options = hyperparameters.taken_by(constructor)
-        if self.beta1 is not None and "momentum" in self._arguments:
+        if self.beta1 is not None and "momentum" in _arguments_of(self.optimizer):
             options["momentum"] = self.beta1
         elif self.beta1 is not None:
-            _, beta2 = options.get("betas", self._arguments["betas"].default)
+            _, beta2 = options.get("betas", _arguments_of(self.optimizer)["betas"].default)
             options["betas"] = self.beta1, beta2
         return constructor(model.parameters(), lr=lr, **options)
 
@@ -408,12 +415,6 @@ class Method:
                     group["prediction_steps"] = 0
         steps = self.steps * delay if self.in_delays else self.steps
         return weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
-
-    @property
-    def _arguments(self) -> Mapping[str, inspect.Parameter]:
-        """Of the optimizer's constructor."""
-        _, constructor = _known(self.optimizer)
-        return inspect.signature(constructor).parameters
 
     def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
         """What the method keeps beside the weights, in multiples of their own bytes.

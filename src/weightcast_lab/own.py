@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,8 @@ def load(reference: str, kind: str) -> Callable[..., Any]:
     path, colon, name = reference.rpartition(":")
     if not colon:
         raise LabError(f"{reference} is a file: say which {kind} in it, as path/to/file.py:name.")
+    if not name.isidentifier():  # it becomes part of files' names
+        raise LabError(f"{name!r} names no {kind}: write it like path/to/file.py:name.")
     module = _module(Path(path))
     found: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(found):
@@ -61,6 +64,23 @@ def identity(reference: str, kind: str) -> dict[str, str]:
     return {f"{kind} file sha256": hashlib.sha256(content).hexdigest()}
 
 
+@contextmanager
+def foreign(problem: str) -> Iterator[None]:
+    """Around code of the user's own: what it prints goes to stderr, for stdout is for results.
+
+    Raises:
+        LabError: it raised anything; the sentence begins with `problem`.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except LabError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = str(error).partition("\n")[0]
+        raise LabError(f"{problem}: {type(error).__name__}: {reason}") from error
+
+
 @cache
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
@@ -71,8 +91,6 @@ def _module(path: Path) -> ModuleType:
         raise LabError(f"{path} is no Python file: name one of yours as path/to/file.py:name.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there
-    try:
+    with foreign(f"{path} cannot be loaded"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise LabError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module

@@ -36,7 +36,7 @@ def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
         return
     table = Table("missing", "epochs done")
     for job in jobs:
-        table.add_row(job.label, f"{job.files.epochs_done()} of {job.settings.epochs}")
+        table.add_row(escape(job.label), f"{job.files.epochs_done()} of {job.settings.epochs}")
     console.print(table)
     console.print(f"{len(jobs)} of {runs} runs are missing.")
 
@@ -102,7 +102,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def on_start(self, job: Job) -> None:
         """A new bar."""
-        self._bars[job] = self._progress.add_task(job.label, total=None, note="")
+        self._bars[job] = self._progress.add_task(escape(job.label), total=None, note="")
 
     def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """Move the run's bar and the overall one."""

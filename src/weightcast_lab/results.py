@@ -113,6 +113,8 @@ def load_results(path: Path) -> list[Results]:
         ]
         if not experiments:
             raise ValueError
+        for experiment in experiments:
+            _check_shape(experiment)
         return experiments
     except FileNotFoundError:
         raise LabError(
@@ -120,8 +122,33 @@ def load_results(path: Path) -> list[Results]:
         ) from None
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise LabError(f"{path} is damaged: the command that wrote it writes it again.") from None
+
+
+def _check_shape(experiment: Results) -> None:
+    """Of all that every report reads.
+
+    Raises:
+        ValueError: something is not of its type.
+        KeyError: something is missing.
+        TypeError: something that should have parts has none.
+    """
+    metric, configuration = experiment["metric"], experiment["configuration"]
+    texts = [experiment["title"], metric["name"]]
+    texts += [method[name] for method in experiment["methods"] for name in ("key", "label")]
+    numbers = [metric["decimals"], configuration["learning rate"], *experiment["seeds"]]
+    for run in experiment["runs"]:
+        texts.append(run["method"])
+        columns = [run["history"][name] for name in ("step", "validation_loss", "metric")]
+        numbers += [run["seed"], *(value for column in columns for value in column)]
+        if len(set(map(len, columns))) != 1 or not isinstance(run["history"]["seconds"], list):
+            raise ValueError
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+    ):
+        raise ValueError
 
 
 def summarize(results: Results) -> Summary:

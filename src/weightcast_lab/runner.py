@@ -12,12 +12,13 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ from weightcast_lab.tasks import Task
 from weightcast_lab.train import Job, train
 
 SECONDS_BETWEEN_REPORTS = 0.1
+SECONDS_OF_SILENCE = 120.0
+"""After the time is up: a worker that says nothing for so long is stopped, for it may hang."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -64,6 +67,11 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     job: Job | None = None
+    heard: float = field(default_factory=time.time)
+
+    def end(self, until: float) -> float:
+        """When it is stopped, unless it says something before."""
+        return max(self.heard, until) + SECONDS_OF_SILENCE
 
 
 def run_jobs(
@@ -88,10 +96,22 @@ def run_jobs(
             while is_more() and len(running) < workers:
                 running.append(_start_worker(until))
                 _give(running[-1], waiting, watcher)
-            ready = wait([worker.pipe for worker in running])
-            for worker in [worker for worker in running if worker.pipe in ready]:
+            patience = min(worker.end(until) for worker in running) - time.time()
+            ready = wait(
+                [worker.pipe for worker in running],
+                None if math.isinf(patience) else max(0.0, patience),
+            )
+            for worker in list(running):
                 job = worker.job
                 assert job is not None  # a worker without a job has left the list
+                if worker.pipe not in ready:
+                    if worker.end(until) <= time.time():
+                        running.remove(worker)
+                        worker.process.kill()
+                        worker.process.join()
+                        tell(watcher, failed, job, "on_pause")
+                    continue
+                worker.heard = time.time()
                 try:
                     event, *content = worker.pipe.recv()
                 except (EOFError, OSError):
@@ -159,6 +179,7 @@ def _cause_of_death(exitcode: int | None) -> str:
 def _work(pipe: Connection, until: float) -> None:
     """A worker: receives jobs until the pipe is closed, sends what becomes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sys.stdout = sys.stderr  # what a task of the user's own prints is no result
     prepare_process()
     loader = TaskLoader()
     with suppress(EOFError, BrokenPipeError):  # the parent is gone: so are we
@@ -235,10 +256,12 @@ def compute(
     except LabError as error:
         return "fatal", str(error)
     except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         log = job.files.working_folder / "error.txt"
-        write_atomically(log, traceback.format_exc().encode())
-        reason = str(error).partition("\n")[0]
-        return "on_failure", f"{type(error).__name__}: {reason} (see {log})"
+        with suppress(LabError):  # the disk may be full: the cause is said all the same
+            write_atomically(log, traceback.format_exc().encode())
+            reason += f" (see {log})"
+        return "on_failure", reason
     finally:
         gc.collect()  # the next run needs the memory, perhaps after this one had too little
         if torch.cuda.is_available():

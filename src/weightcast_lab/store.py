@@ -14,7 +14,7 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,24 +89,26 @@ def computing_in(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, blocking=False)
-        lock.acquire()
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
     except Timeout:
         raise LabError(
             f"Another command computes in {folder}: wait until it ends, or choose another --out."
         ) from None
+    except NotImplementedError:  # a file system without locks: nobody can be kept out
+        pass
     except OSError as error:
         raise cannot_be_written(path, error) from None
     try:
         yield
     finally:
-        _remove_empty_folders(folder)
         lock.release()
 
 
-def _remove_empty_folders(folder: Path) -> None:
-    """Those in which finished runs had their checkpoints."""
-    for runs in folder.rglob("runs"):
+def remove_empty_folders(folders: Iterable[Path]) -> None:
+    """Those in which finished runs of these folders had their checkpoints."""
+    for folder in folders:
+        runs = folder / "runs"
         for below in (*runs.glob("*"), runs):
             with suppress(OSError):  # it is no folder, or holds something
                 below.rmdir()

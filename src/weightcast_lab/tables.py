@@ -101,7 +101,8 @@ def marked(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
 def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, its first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    whole = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in whole)
 
 
 def markdown_report(summary: Summary) -> str:
@@ -175,9 +176,10 @@ def terminal_table(
     title: str, header: Iterable[str], rows: Iterable[Iterable[Cell]], left: int = 1
 ) -> Table:
     """A table for the terminal, so many columns to the left and the others to the right."""
-    table = Table(title=title, title_style="bold", header_style="bold")
+    # a Text, in which [brackets] and :colons: are what they are
+    table = Table(title=Text(title, style="bold"), header_style="bold")
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place < left else "right", vertical="middle")
+        table.add_column(Text(name), justify="left" if place < left else "right", vertical="middle")
     for row in rows:
         table.add_row(*(Text(text, style=_STYLES[verdict]) for text, verdict in row))
     return table

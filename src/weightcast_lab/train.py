@@ -60,7 +60,7 @@ class Settings:
             and at θ and θ̂; see `readings`.
 
     Raises:
-        LabError: the delay is negative.
+        LabError: a number is not possible.
     """
 
     task: str
@@ -82,9 +82,11 @@ class Settings:
     averages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the delay before anything runs."""
+        """Check the numbers before anything runs."""
         if self.delay < 0:
             raise LabError(f"--delay {self.delay} is not possible: it must be 0 or more.")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise LabError(f"--clip must be positive and finite, got {self.clip_norm:g}.")
 
     @property
     def trained(self) -> tuple[Any, ...]:

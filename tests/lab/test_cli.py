@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,6 +207,30 @@ def test_delayed_gradients_are_another_configuration_and_the_report_says_so(weig
     prompt = weightcast(*words)
     assert prompt.code == 2
     assert "delay 3 (now None)" in " ".join(prompt.err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--delay", 456), "--delay 456 is longer than a run of 456 steps"),
+        (("--batch-size", 99999999999999999999), "The batches of 'Handwritten digits"),
+        (("--seeds", 10**9), "Invalid value for '--seeds'"),
+        (("--task", "ptb", "--data", "x" * 5000), "File name too long"),
+    ],
+)
+def test_numbers_beyond_reason_are_one_sentence(weightcast, tmp_path, words, sentence):
+    refused = weightcast("compare", *words, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert sentence in " ".join(re.sub("[│╭╮╰╯─]", "", refused.err).split())
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_exclude_one_another_are_refused(weightcast):
+    results = Path(__file__).parents[2] / "results" / "digits"
+    refused = weightcast("report", results, "--markdown", "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "exclude one another" in refused.err
 
 
 def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(tmp_path):

@@ -137,6 +137,76 @@ def test_mistakes_are_one_sentence(weightcast, tmp_path, content, name, sentence
     assert not (tmp_path / "out").exists()
 
 
+OWN = """
+from tests.lab.helpers import LineTask
+from weightcast_lab.tasks import Metric
+
+print("hello from the file")
+
+class Mine(LineTask):
+    def __init__(self, source):
+        super().__init__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("        raise OSError('no data')", "The task {} cannot be made: OSError: no data"),
+        ("        raise SystemExit(3)", "The task {} cannot be made: SystemExit: 3"),
+        ("        self.metric = 'error'", "{}: metric must be a Metric"),
+        ("        self.title = 7", "{}: title must be a str"),
+        (
+            "    def build_model(self):\n        return 1 / 0",
+            "The model of 'A line' cannot be built: ZeroDivisionError",
+        ),
+        (
+            "    def batches(self, size, generator):\n        yield 1",
+            "The batches of 'A line' cannot be made: TypeError",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_one_sentence(weightcast, tmp_path, lines, sentence):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN + lines + "\n")
+    outcome = weightcast("compare", "--task", f"{file}:Mine", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    text = " ".join(outcome.err.split())
+    assert sentence.format(f"{file}:Mine") in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_title_is_shown_as_it_is_and_prints_do_not_spoil_the_json(weightcast, tmp_path):
+    file, title, metric = tmp_path / "mine.py", "{} [/red] {x} :smile: $x_$", "e|r [/b] $_$"
+    file.write_text(
+        OWN
+        + f"        self.title, self.metric = {title!r}, Metric({metric!r}, 3, False)\n"
+        + "    def evaluate(self, model):\n        print('hello')\n"
+        + "        return super().evaluate(model)\n"
+    )
+    words = ("compare", "--task", f"{file}:Mine", "--steps", 1, "--baseline", "none")
+    words += ("--seeds", 1, "--epochs", 1, "--jobs", 1, "--out", tmp_path / "out")
+    done = weightcast(*words, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["title"] == title
+    assert done.err.startswith("hello from the file\n" + title)
+    shown = weightcast(*words)
+    assert title in shown.out
+    assert metric.split()[0] in shown.out
+    header, line, *rows = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert "Final e\\|r [/b] $_$ |" in header
+    columns = header.replace("\\|", "").count("|")
+    assert {text.replace("\\|", "").count("|") for text in (line, *rows)} == {columns}
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a.b", "", "a/b"])
+def test_a_name_cannot_lead_elsewhere(tmp_path, name):
+    (tmp_path / "mine.py").write_text("globals()['../../evil'] = globals()['a/b'] = print")
+    with pytest.raises(LabError, match="names no task"):
+        make_task(f"{tmp_path}/mine.py:{name}", DataSource())
+
+
 class Facts(LineTask):
     """With facts that JSON would change."""
 

@@ -257,6 +257,37 @@ def test_a_damaged_results_file_is_one_sentence(tmp_path, content):
         load_results(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("metric",), 5),
+        (("metric", "decimals"), "three"),
+        (("title",), None),
+        (("configuration",), []),
+        (("configuration", "learning rate"), "0.01"),
+        (("methods",), 7),
+        (("methods", 0, "label"), 3),
+        (("seeds",), ["one"]),
+        (("runs",), 3),
+        (("runs", 0), [1]),
+        (("runs", 0, "history"), {}),
+        (("runs", 0, "history", "metric"), [1.0]),
+        (("runs", 0, "history", "validation_loss", 0), "nothing"),
+        (("runs", 0, "seed"), "0"),
+    ],
+)
+def test_results_of_another_shape_are_damaged(tmp_path, two_seeds, place, value):
+    *way, last = place
+    inside = two_seeds
+    for step in way:
+        inside = inside[step]
+    inside[last] = value
+    path = tmp_path / "results.json"
+    path.write_bytes(to_json({"format": 2, "command": "c", "experiments": [two_seeds]}))
+    with pytest.raises(LabError, match="is damaged"):
+        load_results(path)
+
+
 def test_a_results_file_of_another_format_is_refused(tmp_path, two_seeds):
     path = tmp_path / "results.json"
     for number, remedy in ((99, "upgrade"), (1, "compute it again"), ("x", "compute it again")):

@@ -1,13 +1,15 @@
 import multiprocessing
+import time
 from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 
 from tests.lab.helpers import runs_in, without_seconds
+from weightcast_lab import runner
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
-from weightcast_lab.runner import run_jobs
+from weightcast_lab.runner import TaskLoader, compute, run_jobs
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import Cell, Job, Settings, train
 
@@ -89,3 +91,32 @@ def test_what_concerns_all_runs_ends_them_all(tmp_path):
     with pytest.raises(LabError, match="cannot be written"):
         run_jobs(jobs(tmp_path), 2, Recorder())
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_that_hangs_ends_when_the_time_is_up(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import time\nfrom tests.lab.helpers import LineTask\nclass Hanging(LineTask):\n"
+        "    def __init__(self, source):\n        super().__init__()\n"
+        "    def loss(self, *_):\n        time.sleep(1000)\n"
+    )
+    monkeypatch.setattr(runner, "SECONDS_OF_SILENCE", 1.0)
+    paused = []
+    recorder = Recorder()
+    recorder.on_pause = paused.append
+    hanging = jobs(tmp_path, CELLS[:3], replace(SETTINGS, task=f"{file}:Hanging"))
+    assert run_jobs(hanging, 2, recorder, until=time.time() + 1) == {}
+    assert [job.cell for job in paused] == CELLS[:2]
+    assert multiprocessing.active_children() == []
+
+
+def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path, monkeypatch):
+    def full(*_):
+        raise LabError("No space left on device")
+
+    monkeypatch.setattr(runner, "write_atomically", full)
+    (job,) = jobs(tmp_path, CELLS[:1], replace(SETTINGS, device="nonsense"))
+    event, reason = compute(job, TaskLoader(), lambda *_: None)
+    assert event == "on_failure"
+    assert "nonsense" in reason
+    assert "(see" not in reason

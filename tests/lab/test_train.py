@@ -614,3 +614,9 @@ def test_a_checkpoint_from_before_there_were_delays_goes_on(train_line, tmp_path
 def test_a_negative_delay_is_refused():
     with pytest.raises(LabError, match="--delay -1 is not possible"):
         Settings("line", DataSource(), 0.01, 4, 3, "cpu", delay=-1)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan, math.inf])
+def test_a_norm_to_clip_to_that_would_stop_or_turn_training_is_refused(clip_norm):
+    with pytest.raises(LabError, match="--clip must be positive and finite, got"):
+        Settings("line", DataSource(), 0.01, 4, 3, "cpu", clip_norm=clip_norm)

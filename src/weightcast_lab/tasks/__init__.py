@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError, unknown_name
-from weightcast_lab.own import is_own, load
+from weightcast_lab.own import foreign, is_own, load
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,16 @@ def make_task(name: str, source: DataSource, **options: Any) -> Task:
     Raises:
         LabError: there is no such task, or its data or an option cannot be used.
     """
-    task = _maker(name)(source, **options)
+    make = _maker(name)
+    with foreign(f"The task {name} cannot be made"):
+        task = make(source, **options)
     missing = [each for each in inspect.get_annotations(Task) if not hasattr(task, each)]
     if not isinstance(task, Task) or missing:
         lacks = f"lacks {', '.join(missing)}" if isinstance(task, Task) else "makes no Task"
         raise LabError(f"{name} {lacks}: see weightcast_lab.tasks.Task.")
+    for attribute, kind in (("title", str), ("metric", Metric), ("preset", Preset)):
+        if not isinstance(getattr(task, attribute), kind):
+            raise LabError(f"{name}: {attribute} must be a {kind.__name__}.")
     return task
 
 
