@@ -140,14 +140,14 @@ class MomentumContrast(nn.Module):
         self.queries, self.keys, self.follow = network(), network().requires_grad_(False), follow
 
     def forward(self, x: Tensor) -> Tensor:
-        self.follow()  # where MoCo and BYOL average
+        self.follow()  # where MoCo averages
         with torch.no_grad():
             keys = self.keys(x.flip(0))
         return self.queries(x) * keys.detach() + self.queries(x)
 
 
 @pytest.mark.cell(
-    "PyTorch", "a momentum encoder (MoCo, BYOL)", "average after step(), not in the forward"
+    "PyTorch", "a momentum encoder (MoCo)", "average after step(), not in the forward"
 )
 @pytest.mark.parametrize("way", ["after step()", "restore() in the forward"])
 def test_a_momentum_encoder(way: str) -> None:
