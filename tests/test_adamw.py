@@ -240,14 +240,14 @@ def test_a_known_coming_rate_needs_no_correction(monkeypatch: pytest.MonkeyPatch
         model, optimizer, _ = pair("eager")
         rates = [0.05 * 0.9**k for k in range(10)]
         moves = 0
-        launch = weightcast.adamw.weights.eager.forecast
+        launch = weightcast.adamw.launches.eager.forecast
 
         def counted(*args: Any, launch: Any = launch) -> None:
             nonlocal moves
             moves += 1
             launch(*args)
 
-        monkeypatch.setattr(weightcast.adamw.weights.eager, "forecast", counted)
+        monkeypatch.setattr(weightcast.adamw.launches.eager, "forecast", counted)
         for k in range(9):
             optimizer.param_groups[0]["lr"] = rates[k]
             optimizer.zero_grad()
@@ -719,17 +719,19 @@ def test_what_is_kept_beside_the_state(mode: str) -> None:
     model, optimizer, _ = pair(mode, torch.float32)
     for _ in range(3):
         train(model, optimizer, 1)
-    assert len(optimizer._weights.kept) == (4 if mode == "lazy" else 0)
-    where = {t.data_ptr() for t in optimizer._weights.kept.values()}
+    assert len(optimizer._weights.launches.kept) == (4 if mode == "lazy" else 0)
+    where = {t.data_ptr() for t in optimizer._weights.launches.kept.values()}
     train(model, optimizer, 3)
-    assert {t.data_ptr() for t in optimizer._weights.kept.values()} == where
+    assert {t.data_ptr() for t in optimizer._weights.launches.kept.values()} == where
     seen = []
     for _ in range(100):
         train(model, optimizer, 1)
         optimizer.param_groups[0]["lr"] *= 0.9
-        seen.append([id(batch) for _, plan in optimizer._weights.plans.values() for batch in plan])
+        seen.append(
+            [id(batch) for _, plan in optimizer._weights.launches.plans.values() for batch in plan]
+        )
     assert seen[1] == seen[-1]  # nothing is planned anew
-    plans = [batch for _, plan in optimizer._weights.plans.values() for batch in plan]
+    plans = [batch for _, plan in optimizer._weights.launches.plans.values() for batch in plan]
     assert not any(batch.operands.grads for batch in plans)
 
 
@@ -998,9 +1000,9 @@ TestTrainingScript.pytestmark = [
 @modes
 def test_two_forwards_before_one_backward_share_a_forecast(mode: str, monkeypatch) -> None:
     """Also where the learning rate is a tensor on a device, which nobody waits for to compare."""
-    distance = weightcast.adamw.weights.Weights.distance
+    distance = weightcast.adamw.launches.Launches.distance
     monkeypatch.setattr(
-        weightcast.adamw.weights.Weights,
+        weightcast.adamw.launches.Launches,
         "distance",
         lambda self, group, lr=None: torch.as_tensor(distance(self, group, lr)),
     )

@@ -28,7 +28,7 @@ FUSED = [
     if (module := kernels._load(name)) and module.handles(torch.zeros(1), [])
 ]
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-LISTS = [f.name for f in dataclasses.fields(Operands) if f.name != "prepared"]
+LISTS = [f.name for f in dataclasses.fields(Operands) if f.init]
 LAYOUTS = {
     "contiguous": lambda t: t,
     "channels last": lambda t: (

@@ -21,21 +21,44 @@ from tests.oracles.by_hand import last_displacement
 pytestmark = pytest.mark.filterwarnings("ignore:weight prediction has done nothing so far")
 
 
+class Twice(torch.optim.SGD):
+    """Calls its closure twice within a step, as some do."""
+
+    def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        return super().step(closure)
+
+
+KINDS = [*ANALYTIC_AND_OBSERVED, {"optimizer_class": Twice}]
+
+
 class TrainingScript(RuleBasedStateMachine):
     """θ and Δ are tracked by hand; the weights that a forward sees must be θ or θ - s·Δ."""
 
-    @initialize(kind=st.sampled_from(ANALYTIC_AND_OBSERVED), steps=st.sampled_from([1, 2.5, 3]))
-    def start(self, kind: dict, steps: float) -> None:
+    @initialize(
+        kind=st.sampled_from(KINDS), steps=st.sampled_from([1, 2.5, 3]), is_tied=st.booleans()
+    )
+    def start(self, kind: dict, steps: float, is_tied: bool) -> None:
         torch.manual_seed(0)
         options = {k: v for k, v in kind.items() if k != "optimizer_class"}
         self.kind = kind["optimizer_class"]
         self.model = Recorder()
+        if is_tied:  # two Parameters on one memory, whose decay is not told apart
+            self.model.second.weight.data = self.model.first.bias.data.view(1, 4)
+            options["weight_decay"] = 0.0
+        self.is_tied = is_tied
         self.optimizer = self.kind(self.model.parameters(), lr=0.05, **options)
         self.prediction = weightcast.attach(self.model, self.optimizer, steps)
+        self.optimizer.register_step_pre_hook(self.a_hook_of_others)
         self.theta = weights(self.model)
         self.per_lr: list | None = None
         self.pending: torch.Tensor | None = None
         self.stored = None
+
+    def a_hook_of_others(self, *_) -> None:
+        assert same(weights(self.model), self.theta)
 
     @property
     def present_versions(self) -> list[int]:
@@ -113,6 +136,9 @@ class TrainingScript(RuleBasedStateMachine):
         expected = self.hat
         self.optimizer.step(closure)
         self.assert_saw(expected)
+        if self.kind is Twice:
+            for seen, value in zip(self.model.seen[-2], expected, strict=True):
+                torch.testing.assert_close(seen, value, rtol=0, atol=1e-12)
         self.remember_step()
 
     @rule()
@@ -157,6 +183,47 @@ class TrainingScript(RuleBasedStateMachine):
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
         self.theta = list(model.values())
+
+    @precondition(lambda self: not self.prediction.is_predicted)
+    @rule(factor=st.sampled_from([0.5, 0.9]))
+    def write_through_data(self, factor: float) -> None:
+        for p in list(self.model.parameters())[:2]:
+            p.data.mul_(factor)
+        self.theta = weights(self.model)
+
+    @precondition(lambda self: not self.prediction.is_predicted and not self.is_tied)
+    @rule()
+    def convert_there_and_back(self) -> None:
+        self.model.float().double()
+        self.theta, self.pending = weights(self.model), None
+
+    @precondition(lambda self: not self.is_tied)
+    @rule()
+    def replace_a_parameter(self) -> None:
+        """Wherever it is; an observed displacement may be lost with it."""
+        old = self.model.first.weight
+        new = torch.nn.Parameter(old.detach().clone())
+        params = self.optimizer.param_groups[0]["params"]
+        params[next(n for n, p in enumerate(params) if p is old)] = new
+        if old in self.optimizer.state:
+            self.optimizer.state[new] = self.optimizer.state.pop(old)
+        self.model.first.weight = new
+        self.pending = None
+        if self.prediction.is_predicted:
+            self.prediction.restore()
+        if self.per_lr is not None and new not in dict(self.prediction.displacements()):
+            self.per_lr = [torch.zeros_like(new), *self.per_lr[1:]]
+
+    @rule()
+    def read_the_true_weights(self) -> None:
+        before, versions = weights(self.model), self.present_versions
+        with self.prediction.true_weights():
+            assert same(weights(self.model), self.theta)
+        if self.model.training and versions == self.present_versions:
+            assert same(weights(self.model), before)
+        elif self.prediction.is_predicted:  # other settings are in force since
+            for p, value in zip(self.model.parameters(), self.hat, strict=True):
+                torch.testing.assert_close(p.detach(), value, rtol=0, atol=1e-12)
 
     @rule()
     def copy_the_model(self) -> None:

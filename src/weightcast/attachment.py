@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 from torch import jit, nn
 from torch.optim import Optimizer
 
@@ -15,9 +13,8 @@ from weightcast.errors import InvalidArgumentError, InvalidTypeError
 from weightcast.forecast import Forecast
 from weightcast.hooks.timetable import Timetable
 from weightcast.moves.forecast import OptimizerForecast
+from weightcast.moves.rivals import enlist, live
 from weightcast.prediction import WeightPrediction
-
-_live: weakref.WeakSet[Forecast] = weakref.WeakSet()
 
 
 def attach(
@@ -45,7 +42,8 @@ def attach(
         optimizer: Its optimizer, which stays the plain torch optimizer that it is.
         steps: s, how many optimizer steps to look ahead, 3 unless given; fractions are fine, 0 is
             the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.
-            `weightcast.AdamW` keeps its steps there: they are set if given.
+            What all groups name alike gives way to steps that are given. `weightcast.AdamW` keeps
+            its steps there: they are set if given.
         rule: Where Δ comes from: a function as for `register_rule`, `"observed"` (the difference of
             the weights around the last step), or None: the rule of the optimizer's class, or
             `"observed"` if it has none.
@@ -55,7 +53,7 @@ def attach(
             it in any case.
 
     Returns:
-        The handle: `predict()`, `restore()`, `predicted()`, `steps`, `detach()`.
+        The handle: `predict()`, `restore()`, `predicted()`, `true_weights()`, `steps`, `detach()`.
 
     Raises:
         InvalidTypeError: `model`, `optimizer`, `steps` or `rule` is of the wrong kind.
@@ -108,8 +106,10 @@ def attach(
     _check_parameters(model, optimizer)
     if steps is not None:
         forecast.steps = steps
-    _live.add(forecast)
-    return WeightPrediction(forecast, Timetable(forecast, model, optimizer).end)
+    forecast.introduce(f" ({type(model).__name__}, {type(optimizer).__name__})")
+    enlist(forecast)
+    timetable = Timetable(forecast, model, optimizer)
+    return WeightPrediction(forecast, timetable.true_weights, timetable.end)
 
 
 def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
@@ -124,7 +124,7 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
             "another device type, FSDP, ZeRO). Back-ends that train a copy of the weights cannot "
             "be predicted."
         )
-    for other in _live:
+    for other in live():
         taken = other.optimizer
         if taken is not None and moved & {id(p) for g in taken.param_groups for p in g["params"]}:
             raise InvalidArgumentError(

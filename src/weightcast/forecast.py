@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def nothing() -> None:
+    """Do nothing; as a reference, to nothing."""
+
+
 class Forecast(ABC):
     """The weights of one optimizer, there and back. It holds the optimizer weakly.
 
@@ -18,8 +22,12 @@ class Forecast(ABC):
 
     decaying: bool
     weight_decay: bool
-    hears_of_steps = True
-    """Whether hooks tell it of steps; it may hear of them from its optimizer itself."""
+    steps_from_forecast = False
+    """Whether the optimizer's step goes on from θ̂ itself: θ comes back where others would see."""
+    others_stepped = False
+    """Whether some other optimizer has taken a step, perhaps on these very weights."""
+    interrupted: Callable[[], None] = staticmethod(nothing)
+    """To be called where θ comes back before a step: a backward may still wait for θ̂."""
 
     @property
     @abstractmethod
@@ -54,12 +62,20 @@ class Forecast(ABC):
         """Put θ back, bit for bit. Does nothing if it is there."""
 
     @abstractmethod
-    def pause(self) -> Callable[[], None]:
-        """Put θ back for an evaluation; gives what to call after it."""
+    def pause(self, for_reading: bool = False) -> Callable[[], None]:
+        """Put θ back for an evaluation, or for reading; gives what to call after it."""
 
     @abstractmethod
-    def before_step(self) -> None:
+    def before_step(self, has_closure: bool) -> None:
         """The optimizer is about to update: θ has to be there."""
+
+    @abstractmethod
+    def introduce(self, about: str) -> None:
+        """What every warning ends with: of which model and optimizer it is."""
+
+    @abstractmethod
+    def expect_writes(self) -> None:
+        """The optimizer climbs from the forecast, and comes back, before it steps."""
 
     @abstractmethod
     def around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -72,6 +88,10 @@ class Forecast(ABC):
     @abstractmethod
     def state_replaced(self) -> None:
         """The optimizer is about to load another state."""
+
+    @abstractmethod
+    def state_loaded(self) -> None:
+        """The optimizer has loaded it."""
 
     @abstractmethod
     def displacements(self) -> Iterator[tuple[Tensor, Tensor]]:

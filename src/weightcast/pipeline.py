@@ -198,7 +198,8 @@ class AsyncPipeline:
             if self.stash:
                 storage = copies[place] = copies.get(place) or storage.clone()
             where = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-            return torch.empty(0, dtype=tensor.dtype, device=tensor.device), where
+            lazy = (tensor.is_conj(), tensor.is_neg())  # its memory holds other numbers
+            return torch.empty(0, dtype=tensor.dtype, device=tensor.device), where, lazy
 
         return keep
 
@@ -233,6 +234,7 @@ def _taken(kept: Any) -> Tensor:
     """What `keep` kept; of a weight without a copy, what stands there now."""
     if isinstance(kept, Tensor):
         return kept
-    tensor, where = kept
+    tensor, where, (is_conj, is_neg) = kept
     weight: Tensor = tensor.set_(*where)
-    return weight
+    weight = weight.conj() if is_conj else weight
+    return torch._neg_view(weight) if is_neg else weight

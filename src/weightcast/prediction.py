@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.errors import WeightcastError
-from weightcast.forecast import Forecast
+from weightcast.forecast import Forecast, nothing
 from weightcast.tensors import untraced
 
 
@@ -20,10 +20,14 @@ class WeightPrediction:
     A copy or a pickle of it is detached: it belongs to one model and one optimizer.
     """
 
-    def __init__(self, forecast: Forecast, end: Callable[[], None] | None = None) -> None:
-        """Hold the forecast, and what ends it; `attach` does the rest."""
-        self._forecast = forecast
-        self._end = end or forecast.end
+    def __init__(
+        self,
+        forecast: Forecast,
+        true_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+        end: Callable[[], None] = nothing,
+    ) -> None:
+        """Hold the forecast, and what its hooks do; `attach` does the rest."""
+        self._forecast, self._true_weights, self._end = forecast, true_weights, end
 
     def __repr__(self) -> str:
         optimizer = self.optimizer
@@ -89,6 +93,17 @@ class WeightPrediction:
         finally:
             if not nested:
                 self.restore()
+
+    @contextmanager
+    def true_weights(self) -> Iterator[WeightPrediction]:
+        """θ for reading at any moment: to average, to log, to save what is read directly.
+
+        Afterwards the weights are where they were, to the bit, and a graph that waits for its
+        backward stays valid. What is written to the weights here is kept, but such a graph is not;
+        a forward with gradients belongs elsewhere.
+        """
+        with self._true_weights():
+            yield self
 
     def displacements(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its Δ: one step, of the parameter's shape (a DTensor's local shard).

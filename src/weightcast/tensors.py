@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from weightcast.errors import InvalidArgumentError
+
 # As torch.optim does: never traced, and torch._dynamo (a second to import) is loaded on first use.
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]
 
@@ -63,10 +65,33 @@ def plain(tensor: Tensor) -> Tensor:
 
     A DTensor gives its local shard, a complex tensor its real view: element-wise rules hold there
     unchanged, and writing to the result writes to `tensor`.
+
+    Raises:
+        InvalidArgumentError: a lazy conjugate, whose memory holds other numbers.
     """
     if type(tensor) not in _REAL and hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not tensor.is_complex():
+        return tensor
+    if tensor.is_conj():
+        raise InvalidArgumentError(
+            "a parameter or its state is a lazy conjugate view, whose memory holds other numbers: "
+            "give the optimizer tensor.resolve_conj()."
+        )
+    return torch.view_as_real(tensor)
+
+
+def resolved(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The memory behind tensors that are only read, as `plain`; views that are lazy are computed.
+
+    Autograd gives such: a conjugate, a negative, or zeros that have no memory at all.
+    """
+    tensors = list(tensors)
+    is_complex = any(map(Tensor.is_complex, tensors))
+    if is_complex or any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors)):
+        tensors = [t.clone() if t._is_zerotensor() else t for t in tensors]
+        tensors = [t.resolve_conj().resolve_neg() for t in tensors]
+    return tensors if are_real(tensors) and not is_complex else [plain(t) for t in tensors]
 
 
 def are_real(tensors: Iterable[Any]) -> bool:
@@ -170,6 +195,24 @@ def kept_memory(p: Tensor, memory: dict[Tensor, Tensor]) -> Tensor:
     """The parameter's part of `memory`, made or made anew if need be."""
     memory[p] = buffer_like(p, memory.get(p))
     return memory[p]
+
+
+def overlapping(tensors: Sequence[Tensor]) -> set[int]:
+    """The numbers of those that share memory with another, wholly or in part."""
+    ends = []
+    for number, tensor in enumerate(tensors):
+        if tensor.numel():
+            start, pairs = tensor.data_ptr(), zip(tensor.shape, tensor.stride(), strict=True)
+            size = 1 + sum((count - 1) * stride for count, stride in pairs)
+            ends.append((tensor.device, start, start + size * tensor.element_size(), number))
+    found: set[int] = set()
+    last: tuple[Any, ...] = (None, 0, 0, 0)
+    for row in sorted(ends, key=lambda row: (str(row[0]), row[1])):
+        if row[0] == last[0] and row[1] < last[2]:
+            found |= {row[3], last[3]}
+        if row[0] != last[0] or row[2] > last[2]:
+            last = row
+    return found
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

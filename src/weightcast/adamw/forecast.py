@@ -12,15 +12,15 @@ from torch import Tensor
 from weightcast.adamw.optimizer import AdamW
 from weightcast.displacement.reach import STEPS, checked_steps, settings_of_groups
 from weightcast.displacement.rules import rule_for
-from weightcast.forecast import Forecast
+from weightcast.forecast import Forecast, nothing
 from weightcast.moves.forecast import OptimizerForecast
-from weightcast.moves.pause import nothing, paused
+from weightcast.moves.pause import paused
 
 
 class AdamWForecast(Forecast):
     """The weights of a `weightcast.AdamW`, which moves them itself."""
 
-    hears_of_steps = False
+    steps_from_forecast = True
     weight_decay = False
 
     def __init__(self, steps: float, optimizer: AdamW) -> None:
@@ -78,15 +78,30 @@ class AdamWForecast(Forecast):
     def restore(self) -> None:
         """Put the true weights back, as `AdamW.eval`."""
         if (optimizer := self._optimizer()) is not None:
+            was_pending = self.backward_pending
+            optimizer.eval()
+            if was_pending:
+                self.interrupted()
+
+    def pause(self, for_reading: bool = False) -> Callable[[], None]:
+        """Put θ back for an evaluation, or for reading; gives what to call after it."""
+        used = self._settings_used
+        optimizer = self._optimizer()
+        resumed = nothing if optimizer is None else optimizer.note_writes
+        return paused(self, for_reading, lambda: used == self._settings_used, resumed)
+
+    def before_step(self, has_closure: bool) -> None:
+        """Put θ back where others look at it; else the step goes on from θ̂."""
+        if (optimizer := self._optimizer()) is not None:
             optimizer.eval()
 
-    def pause(self) -> Callable[[], None]:
-        """Put θ back for an evaluation; gives what to call after it."""
-        used = self._settings_used
-        return paused(self, lambda: used == self._settings_used, nothing)
+    def introduce(self, about: str) -> None:
+        """What every warning ends with: of which model and optimizer it is."""
+        if (optimizer := self._optimizer()) is not None:
+            optimizer.introduce(about)
 
-    def before_step(self) -> None:
-        """It knows."""
+    def expect_writes(self) -> None:
+        """It looks."""
 
     def around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """It knows."""
@@ -94,6 +109,9 @@ class AdamWForecast(Forecast):
 
     def after_step(self) -> None:
         """It knows."""
+
+    def state_loaded(self) -> None:
+        """Steps are among what is loaded, as other hyper-parameters are."""
 
     def state_replaced(self) -> None:
         """Put θ back."""

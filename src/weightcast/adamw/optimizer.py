@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -11,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from weightcast.adamw.weights import DISTANCE, LOW_PRECISION, Weights
+from weightcast.adamw.launches import Launches
+from weightcast.adamw.legs import LOW_PRECISION
+from weightcast.adamw.weights import Weights
 from weightcast.displacement.reach import STEPS, checked_steps
 from weightcast.displacement.rules import adam, register_rule
-from weightcast.errors import InvalidArgumentError, PredictionWarning
-from weightcast.tensors import moving, untraced
+from weightcast.errors import InvalidArgumentError, warn
+from weightcast.tensors import untraced
 
 
 class AdamW(torch.optim.AdamW):
@@ -172,12 +173,12 @@ class AdamW(torch.optim.AdamW):
                         self.state[p][key] = value.to(p.device, torch.float32, copy=True)
 
     def _present(self) -> Weights:
-        self._weights.state = self.state  # somebody may have replaced it
+        self._weights.launches.state = self.state  # somebody may have replaced it
         return self._weights
 
     def _forget(self) -> None:
         keeps = not self._eager and self._backup == "copy"
-        self._weights = Weights(self.state, self.defaults, self._decaying, keeps)
+        self._weights = Weights(Launches(self.state, self.defaults, self._decaying, keeps))
         self._unused = 0  # steps since the last forecast
 
     # --- what was asked for: it stays ------------------------------------------------------------
@@ -202,7 +203,7 @@ class AdamW(torch.optim.AdamW):
     @property
     def is_predicted(self) -> bool:
         """Whether the parameters are at θ̂ now."""
-        return any(DISTANCE in group for group in self.param_groups)
+        return self._weights.is_predicted
 
     @property
     def backward_pending(self) -> bool:
@@ -215,14 +216,19 @@ class AdamW(torch.optim.AdamW):
         `attach` calls this before a training forward; without it, call it yourself, or be eager.
         """
         self._unused, weights = -1, self._present()
-        for group in self.param_groups:
-            weights.move(group, weights.distance(group))
+        weights.move(self.param_groups, list(map(weights.launches.distance, self.param_groups)))
 
     def eval(self) -> None:
         """Put the true weights θ back. Does nothing if they are there."""
-        weights = self._present()
-        for group in self.param_groups:
-            weights.move(group, 0.0)
+        self._present().move(self.param_groups, [0.0] * len(self.param_groups))
+
+    def introduce(self, about: str) -> None:
+        """What every warning ends with."""
+        self._weights.diagnostics.about = about
+
+    def note_writes(self) -> None:
+        """What was written to the weights so far is no matter; for what puts θ̂ back."""
+        self._weights.note_writes()
 
     # --- the step --------------------------------------------------------------------------------
 
@@ -264,15 +270,16 @@ class AdamW(torch.optim.AdamW):
             )
         self._unused += 1
         if self._unused == 2 and not self._eager and any(g[STEPS] for g in groups):
-            warnings.warn(_UNUSED, PredictionWarning, stacklevel=2)
+            warn(_UNUSED + self._weights.diagnostics.about)
         weights, scaling = (
-            self._weights,
+            self._present(),
             (getattr(self, "grad_scale", None), getattr(self, "found_inf", None)),
         )
-        with moving():
-            for group, rate in zip(groups, rates, strict=True):
-                then = weights.distance(group, rate) if self._eager else 0.0
-                weights.step(group, then, scaling)
+        thens = [
+            weights.launches.distance(group, rate) if self._eager else 0.0
+            for group, rate in zip(groups, rates, strict=True)
+        ]
+        weights.step(groups, thens, scaling)
         return loss
 
 

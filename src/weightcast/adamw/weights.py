@@ -2,265 +2,244 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightcast.displacement.reach import STEPS, reach
-from weightcast.displacement.rules import Group
+from weightcast.adamw.launches import Distance, Launches, Scaling
+from weightcast.adamw.legs import LOW_PRECISION, Journal, Leg, is_same
+from weightcast.displacement.rules import Group, adam
 from weightcast.errors import InvalidTypeError
-from weightcast.kernels import backend_for, eager
-from weightcast.kernels.operands import FUSED_DEVICES, Operands, Settings, likened, operands_of
-from weightcast.moves.plans import Plans, memory_of, planned
-from weightcast.tensors import kept_memory, moving, plain, plain_all, untraced, written
+from weightcast.moves.diagnostics import Diagnostics
+from weightcast.moves.replaced import carry_over, replaced
+from weightcast.tensors import StateView, moving, plain, untraced
 
-DISTANCE = "prediction_distance"
-"""Group key, there while the weights are predicted: s·γ of the forecast that was made."""
-
-FORMULA = "prediction_formula"
-"""Group key beside it: what else that forecast depends on, as the group had it."""
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+Row = tuple[Group, Distance]
 
 
-Scaling = tuple[Tensor | None, Tensor | None]
-"""What a gradient scaler leaves to the step: `grad_scale`, `found_inf`."""
+@dataclass(eq=False)
+class Place:
+    """The record of a group that is predicted: where its parameters are, and by what formula."""
+
+    group: Group
+    params: list[Tensor]
+    ahead: Distance  # how many times Δ/γ
+    formula: Group  # what else the forecast depends on, as the group had it
 
 
 class Weights:
-    """Where the weights of an `AdamW` are, and how they get there.
+    """Where the weights of an `AdamW` are, and how they get there."""
 
-    Args:
-        state: The optimizer's.
-        defaults: The optimizer's.
-        decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
-        keeps: Whether a copy of θ is kept while the weights are predicted.
-    """
+    def __init__(self, launches: Launches) -> None:
+        self.launches = launches
+        self.diagnostics = Diagnostics()
+        self._places: dict[int, Place] = {}  # of the groups that are predicted
+        self._journal = Journal()
+        self._rows: list[Row] = []  # of the legs under way
 
-    def __init__(self, state: Any, defaults: Group, decaying: bool, keeps: bool) -> None:
-        self.state, self._defaults = state, defaults
-        self._decaying, self._keeps = decaying, keeps
-        self.kept: dict[Tensor, Tensor] = {}  # memory of θ; it is θ while its group is predicted
-        self.plans: Plans = {}  # the last batches of each kind
-        self._versions: dict[Tensor, int] = {}  # of low-precision weights, as last written here
+    @property
+    def is_predicted(self) -> bool:
+        """Whether any group is at θ̂ now, or on the way."""
+        return bool(self._places) or self._journal.is_open
 
-    def distance(self, group: Group, lr: float | Tensor | None = None) -> float | Tensor:
-        """How many times Δ/γ to walk: s·γ."""
-        lr = group["lr"] if lr is None else lr
-        if isinstance(lr, Tensor) and lr.device.type == "cpu":
-            lr = lr.item()
-        steps: float | Tensor = reach(group, self._defaults[STEPS], self._decaying)
-        return steps * lr if steps else 0.0
+    # --- there and back --------------------------------------------------------------------------
 
     @untraced
-    def move(self, group: Group, then: float | Tensor, idle: list[Tensor] | None = None) -> None:
-        """From wherever the weights are to `then` times Δ/γ ahead of θ: the group's, or some."""
-        self._undo_other(group)
-        now = group.get(DISTANCE, 0.0)
-        if _is_same(now, then):
-            return
-        with moving():
-            params = group["params"] if idle is None else idle
-            known = [p for p in params if self.state.get(p)]
-            if len(known) < len(params):
-                self._leave(group, [p for p in params if not self.state.get(p)])
-            for batch in self._batches(group, known, "move" if idle is None else "idle"):
-                o = batch.operands
-                if o.sources and _is_same(then, 0.0):
-                    batch.backend.restore(o)
-                else:
-                    batch.backend.forecast(o, self._settings(group, back=now, ahead=then))
-                self._watch(batch)
-            if idle is None:
-                self._arrive(group, then)
+    def move(self, groups: Sequence[Group], thens: Sequence[Distance]) -> None:
+        """From wherever the weights are to `then` times Δ/γ ahead of θ, group by group."""
+        self._settle(groups)
+        rows = zip(groups, thens, strict=True)
+        self._go([(g, then) for g, then in rows if not is_same(self._now(g), then)])
 
-    def _undo_other(self, group: Group) -> None:
-        """A forecast by another formula than the present (betas are scheduled) goes back first."""
-        present = _formula(group)
-        if group.get(FORMULA, present) != present:
-            group.update(group[FORMULA])
-            try:
-                self.move(group, 0.0)
-            finally:
-                group.update(present)
+    @untraced
+    def step(self, groups: Sequence[Group], thens: Sequence[Distance], scaling: Scaling) -> None:
+        """Update θ by the gradients, and move to `then` times Δ/γ ahead of it."""
+        self._settle(groups)
+        rows = list(zip(groups, thens, strict=True))
+        with moving():
+            legs = [leg for group, then in rows for leg in self._step(group, then, scaling)]
+            if self.launches.shared:
+                self._step_in_turn(scaling)
+                self.move(groups, thens)
+            else:
+                self._run(legs, rows)
+
+    def _step_in_turn(self, scaling: Scaling) -> None:
+        """Of parameters that share memory, one update goes on from the other, as in torch."""
+        rows: list[Row] = [(group, 0.0) for group in self.launches.groups]
+        self._go(rows)
+        for leg in [leg for group, _ in rows for leg in self._step(group, 0.0, scaling)]:
+            if leg.launch.operands.params[0].dtype in LOW_PRECISION:
+                self.launches.heed(leg.launch, others_wrote=True)
+            self._run([leg], [])
+
+    def note_writes(self) -> None:
+        """What was written to the weights so far is no matter."""
+        params = [p for place in self._places.values() for p in place.params]
+        if params and self._is_kept(params):
+            self.diagnostics.note_writes(params)
+
+    def _now(self, group: Group) -> Distance:
+        place = self._places.get(id(group))
+        return 0.0 if place is None else place.ahead
+
+    def _go(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        is_back = all(is_same(then, 0.0) for _, then in rows)
+        with moving():
+            legs = [leg for group, then in rows for leg in self._legs(group, then)]
+            if self.launches.lost:
+                self.diagnostics.shapes_changed(self.launches.lost)
+                self.launches.lost = []
+            # memory that two parameters share goes back in reverse order
+            self._run(reversed(legs) if is_back else legs, rows)
+
+    def _run(self, legs: Iterable[Leg], rows: list[Row]) -> None:
+        """Launch them, and write down where the groups are then."""
+        legs, self._rows = list(legs), rows
+        self._journal.begin(legs)
+        for launch in {id(leg.launch): leg.launch for leg in legs}.values():
+            self.launches.watch(launch)
+        for group, then in rows:
+            self._arrive(group, then)
+        self._journal.close()
+        if self._places:
+            self.note_writes()
+
+    def _settle(self, groups: Sequence[Group]) -> None:
+        """What was interrupted, or what another formula than the present moved, goes back first."""
+        present = {id(group) for group in groups}
+        gone = [p.group for p in self._places.values() if id(p.group) not in present]
+        self.launches.groups = [*groups, *gone] if gone else groups
+        if self._journal.is_open:
+            with moving():
+                self._journal.go_back()
+                for group, _ in self._rows:
+                    self._places.pop(id(group), None)
+                self._journal.close()
+        if self._places:
+            self._check_untouched()
+        for key, place in list(self._places.items()):
+            if self.launches.kept:
+                self._follow(place)
+            formula = _formula(place.group)
+            if key not in present or place.formula != formula:  # betas are scheduled
+                place.group.update(place.formula)
+                try:
+                    self._go([(place.group, 0.0)])
+                finally:
+                    place.group.update(formula)
+
+    def _follow(self, place: Place) -> None:
+        """Parameters that were replaced by others: θ of what is still θ̂ in them."""
+        for old, new in replaced(place.params, place.group["params"]):
+            kept = self.launches.drop(old)
+            if new is not None and kept is not None:
+                theta = carry_over(old, new, kept)
+                if theta is not None:
+                    self.launches.kept[new] = theta
 
     def _leave(self, group: Group, params: list[Tensor]) -> None:
         """Without a state there is no forecast; θ is where it was if that went while predicted."""
         for p in params:
-            kept = self.kept.pop(p, None)
-            if kept is not None and DISTANCE in group:
+            kept = self.launches.drop(p)
+            if kept is not None and id(group) in self._places:
                 p.copy_(kept)
 
-    def _arrive(self, group: Group, distance: float | Tensor) -> None:
-        """All of the group is at `distance` now."""
-        now = group.get(DISTANCE)
-        if isinstance(now, Tensor) and isinstance(distance, Tensor):
-            now.copy_(distance)  # the very memory that a captured graph reads
-        elif isinstance(distance, Tensor) or distance != 0:
-            group[DISTANCE], group[FORMULA] = distance, _formula(group)
+    def _arrive(self, group: Group, then: Distance) -> None:
+        """All of the group is at `then` now."""
+        place = self._places.get(id(group))
+        if place and isinstance(place.ahead, Tensor) and isinstance(then, Tensor):
+            place.ahead.copy_(then)  # the very memory that a captured graph reads
+        elif isinstance(then, Tensor) or then != 0:
+            params, formula = list(group["params"]), _formula(group)
+            self._places[id(group)] = Place(group, params, then, formula)
         else:
-            group.pop(DISTANCE, None)
-            group.pop(FORMULA, None)
+            self._places.pop(id(group), None)
 
-    def _watch(self, batch: _Batch) -> None:
-        """Remember what low-precision weights look like, to notice if others write to them."""
-        written(batch.params)
-        if batch.operands.params[0].dtype in LOW_PRECISION:
-            for p, weight in zip(batch.params, batch.operands.params, strict=True):
-                self._versions[p] = weight._version
+    def _check_untouched(self) -> None:
+        """Whether others wrote to what the next restoring would undo."""
+        params = [p for place in self._places.values() for p in place.params]
+        if params and self._is_kept(params):
+            is_as_before = lambda: all(map(self._is_at_forecast, self._places.values()))  # noqa: E731
+            self.diagnostics.check_untouched(params, is_as_before)
 
-    def step(self, group: Group, then: float | Tensor, scaling: Scaling) -> None:
-        """Update θ by the gradients, and move to `then` times Δ/γ ahead of it."""
-        self._undo_other(group)
-        known: list[Tensor] = []
-        fresh: list[Tensor] = []
-        idle: list[Tensor] = []
+    def _is_kept(self, params: list[Tensor]) -> bool:
+        return self.launches.keeps or params[0].dtype in LOW_PRECISION
+
+    def _is_at_forecast(self, place: Place) -> bool:
+        """Whether the parameters are where they were moved, as far as the formula tells."""
+        group = {**place.formula, "lr": place.ahead}
+        with torch.no_grad():
+            return all(
+                torch.allclose(
+                    plain(p),
+                    plain(kept) - adam(StateView([self.launches.state[p]]), group),
+                    rtol=1e-4,
+                )
+                for p in place.params
+                if (kept := self.launches.kept.get(p)) is not None and kept.shape == p.shape
+            )
+
+    # --- what is to be launched ------------------------------------------------------------------
+
+    def _legs(self, group: Group, then: Distance) -> Iterator[Leg]:
+        """Move a group."""
+        params = group["params"]
+        states = list(map(self.launches.state.get, params))
+        if not all(states):
+            self._leave(group, [p for p, state in zip(params, states, strict=True) if not state])
+            params = [p for p, state in zip(params, states, strict=True) if state]
+            states = list(filter(None, states))
+        yield from self._moves(group, then, params, states, "move")
+
+    def _moves(
+        self, group: Group, then: Distance, params: list[Tensor], states: list[Any], kind: str
+    ) -> list[Leg]:
+        now = self._now(group)
+        if is_same(now, then):
+            return []
+        settings = self.launches.settings(group, back=now, ahead=then)
+        is_predicted, legs = id(group) in self._places, list[Leg]()
+        for launch in self.launches.of(group, params, states, kind, is_predicted):
+            is_back = launch.operands.sources and is_same(then, 0.0)
+            legs.append(Leg(launch, "restore" if is_back else "forecast", settings, now, then))
+        return legs
+
+    def _step(self, group: Group, then: Distance, scaling: Scaling) -> list[Leg]:
+        """Update a group."""
+        rows: dict[str, tuple[list[Tensor], list[Any]]] = {
+            kind: ([], []) for kind in ("idle", "none", "step", "first step")
+        }
+        idle, none, known, fresh = rows.values()
+        state_of = self.launches.state.get
         for p in group["params"]:
             if (grad := p.grad) is not None and grad.is_sparse:
                 raise InvalidTypeError(_SPARSE)
-            (idle if grad is None else known if self.state.get(p) else fresh).append(p)
-        self._leave(group, fresh)
-        self.move(group, then, idle)
-        ahead = group.get(DISTANCE, 0.0)
-        for params, kind, back in ((known, "step", ahead), (fresh, "first step", 0.0)):
-            for batch in self._batches(group, params, kind):
-                batch.operands.grads = plain_all(p.grad for p in batch.params if p.grad is not None)
-                batch.backend.step(
-                    batch.operands, self._settings(group, scaling, back=back, ahead=then)
-                )
-                batch.operands.grads = []
-                self._watch(batch)
-        self._arrive(group, then)
-
-    def _batches(self, group: Group, params: list[Tensor], kind: str) -> list[_Batch]:
-        """The parameters sorted by back-end and kind: those of last time, if nothing moved."""
-        if not params:
-            return []
-        is_predicted = DISTANCE in group
-        kept = [self.kept.get(p) for p in params] if is_predicted and self.kept else []
-        key = (id(group), kind, is_predicted, group["amsgrad"], self._is_torchs(group))
-        batches: list[_Batch] = planned(
-            self.plans,
-            key,
-            lambda _: [*memory_of(params, [self.state[p] for p in params]), *map(id, kept)],
-            lambda: self._sorted(group, params, kind),
-        )
-        for batch in batches:
-            if batch.operands.params[0].dtype in LOW_PRECISION and not is_predicted:
-                self._heed(batch)
-        return batches
-
-    def _sorted(self, group: Group, params: list[Tensor], kind: str) -> list[_Batch]:
-        """All memory is made before any weight moves."""
-        is_step = kind in ("step", "first step")
-        keeps = kind == "move" and self._keeps
-        members: dict[Any, list[tuple[Tensor, Any, Tensor | None, Tensor | None]]] = {}
-        for p in params:
-            state = self._prepared(p, group)
-            source = sink = None
-            if "master" in state:
-                source = plain(state["master"])
-                sink = source if is_step else None
-            elif DISTANCE not in group:
-                sink = plain(kept_memory(p, self.kept)) if keeps else None
-            elif p in self.kept:  # the weight may be laid out anew since
-                self.kept[p] = likened([self.kept[p]], [p])[0]
-                source = plain(self.kept[p])
-            is_torchs = self._is_torchs(group) and p.dtype not in LOW_PRECISION
-            backend = eager if is_torchs else backend_for(p, state, group)
-            key = (backend, p.device, p.dtype, source is None)
-            members.setdefault(key, []).append((p, state, source, sink))
-        batches = []
-        for (backend, *_), rows in members.items():
-            mine, states, sources, sinks = map(list, zip(*rows, strict=True))
-            sources, sinks = ([t for t in ts if t is not None] for ts in (sources, sinks))
-            operands = operands_of(mine, states, group, sources, sinks)
-            operands.counts = [plain(state["step"]) for state in states]
-            batches.append(_Batch(backend, mine, operands))
-        return batches
-
-    def _is_torchs(self, group: Group) -> bool:
-        """Whether this is the plain optimizer, which is torch's bit for bit."""
-        return not reach(group, self._defaults[STEPS], self._decaying)
-
-    def _prepared(self, p: Tensor, group: Group) -> dict[str, Any]:
-        """The state of a parameter: new, completed, or as it is."""
-        state: dict[str, Any] = self.state[p]
-        is_low = p.dtype in LOW_PRECISION
-        # on the device, so that nothing waits for it; the plain optimizer's where torch has it
-        is_there = group["capturable"] or group["fused"] or is_low or not self._is_torchs(group)
-        device = p.device if is_there and p.device.type in FUSED_DEVICES else torch.device("cpu")
-        dtype = torch.float32 if is_low else p.dtype
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
-        elif state["step"].device != device or state["step"].dtype != torch.float32:
-            state["step"] = state["step"].to(device, torch.float32)
-        if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
-        if not is_low:
-            state.pop("master", None)  # of a checkpoint that was made in low precision
-        elif "master" not in state:
-            state["master"] = p.detach().to(torch.float32, copy=True)
-            self._versions[p] = plain(p)._version
-        return state
-
-    def _heed(self, batch: _Batch) -> None:
-        """Where somebody else wrote to low-precision weights, what differs is the truth."""
-        for p, weight in zip(batch.params, batch.operands.params, strict=True):
-            if self._versions.get(p) != weight._version:
-                master = self.state[p]["master"]
-                is_stale = master.to(p.dtype) != p
-                master.copy_(torch.where(is_stale, p, master))
-
-    def _settings(
-        self,
-        group: Group,
-        scaling: Scaling = (None, None),
-        *,
-        back: float | Tensor = 0.0,
-        ahead: float | Tensor,
-    ) -> Settings:
-        beta1, beta2 = group["betas"]
-        lr, options = group["lr"], None
-        if self._is_torchs(group):
-            options = {name: group[name] for name in ("foreach", "fused", "capturable")}
-        elif isinstance(lr, Tensor) and lr.device.type == "cpu":
-            lr = lr.item()
-        return Settings(
-            lr=lr,
-            beta1=float(beta1),
-            beta2=float(beta2),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            back=back,
-            ahead=ahead,
-            maximize=group["maximize"],
-            grad_scale=scaling[0],
-            found_inf=scaling[1],
-            options=options,
-        )
-
-
-@dataclass
-class _Batch:
-    """Parameters that one launch of a kernel handles."""
-
-    backend: Any
-    params: list[Tensor]
-    operands: Operands
+            state = state_of(p)
+            params, states = (
+                (known if state else fresh) if grad is not None else (idle if state else none)
+            )
+            params.append(p)
+            states.append(state)
+        self._leave(group, fresh[0] + none[0])
+        legs = self._moves(group, then, *idle, "idle")
+        is_predicted = id(group) in self._places
+        for kind in ("step", "first step"):
+            if rows[kind][0]:
+                now = self._now(group) if kind == "step" else 0.0
+                settings = self.launches.settings(group, scaling, back=now, ahead=then)
+                launches = self.launches.of(group, *rows[kind], kind, is_predicted)
+                legs += [Leg(launch, "step", settings, now, then) for launch in launches]
+        return legs
 
 
 def _formula(group: Group) -> Group:
     return {name: group[name] for name in ("betas", "eps", "amsgrad")}
-
-
-def _is_same(one: float | Tensor, other: float | Tensor) -> bool:
-    """Whether two numbers are known to be equal; one on a device would have to be waited for."""
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
 
 _SPARSE = (

@@ -36,6 +36,17 @@ def checked_steps(value: Any, name: str, decaying: bool) -> float:
     return steps
 
 
+def take_over_steps(groups: list[Group]) -> None:
+    """What all groups name alike is none of their own, and gives way to what is set for all.
+
+    So it is in a checkpoint of `weightcast.AdamW`.
+    """
+    named = [group.get(STEPS) for group in groups]
+    if all(steps is not None and steps == named[0] for steps in named):
+        for group in groups:
+            del group[STEPS]
+
+
 def reach(group: Group, steps: float, decaying: bool) -> float:
     """How many displacements to walk in this group; its own `"prediction_steps"` wins.
 

@@ -131,7 +131,7 @@ def check_supported(optimizer: Optimizer) -> None:
             f"{name} evaluates the loss many times within one step and has no single displacement "
             "to forecast along; use a first-order optimizer."
         )
-    if "schedulefree" in name.lower():
+    if any("schedulefree" in base.__name__.lower() for base in type(optimizer).__mro__):
         raise UnsupportedOptimizerError(
             f"{name} already evaluates gradients at a point of its own (and switches with train() "
             "and eval()); use it without weight prediction."

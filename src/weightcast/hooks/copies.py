@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from weightcast.forecast import Forecast
+from weightcast.hooks.merging import is_ours
 
 _COPYING = ("__deepcopy__", "__reduce_ex__")
 """What copying and pickling ask an instance for, before they touch any weight."""
@@ -44,10 +45,10 @@ def _plainly(reference: Callable[[], Any], way: str, how: Any) -> Any:
     Its class may have a way of its own to do either, as those of parametrized modules have.
     """
     thing = reference()
-    attached, owners = vars(thing), _owners(thing)
-    for forecast in owners.values():
+    for forecast in _owners(thing).values():
         forecast.restore()
-    plain = {name: value for name, value in attached.items() if name not in _COPYING}
+    attached, owners = vars(thing), _owners(thing)
+    plain = {n: v for n, v in attached.items() if n not in _COPYING and not is_ours(v)}
     for name, table in plain.items():
         if "_hooks" in name and isinstance(table, OrderedDict):
             plain[name] = type(table)((n, hook) for n, hook in table.items() if n not in owners)

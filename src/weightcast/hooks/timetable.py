@@ -15,24 +15,26 @@ gradients invalidates a graph that waits for its backward.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from weightcast.errors import WeightcastError
 from weightcast.forecast import Forecast
 from weightcast.hooks.copies import copy_as_before, copy_plainly
+from weightcast.hooks.merging import merge_as_before, merge_at_truth
+from weightcast.hooks.recomputing import Recomputing
+from weightcast.hooks.steps import Steps
 from weightcast.tensors import untraced
 
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_STEP = Optimizer.profile_hook_step(lambda: None).__code__
-"""What runs around every `step` and calls its hooks."""
 
 
 class Timetable:
@@ -48,9 +50,11 @@ class Timetable:
         self._handles: list[RemovableHandle] = [
             optimizer.register_state_dict_pre_hook(self._before_access),
             optimizer.register_load_state_dict_pre_hook(self._before_loading_state),
+            optimizer.register_load_state_dict_post_hook(self._after_loading_state),
         ]
         self._evaluations: list[Callable[[], None]] = []  # under way: what is to follow each
-        self._steps_running = 0  # a subclass's step may call its parent's
+        self._recomputing = Recomputing(forecast, self._model)
+        self._steps = Steps(forecast, optimizer, self._recomputing.refuse_no_more)
         self._sharded = weakref.WeakSet[Any](m for m in model.modules() if hasattr(m, "reshard"))
         self._place = False
         for module in (model, *_parts(model)):
@@ -58,19 +62,13 @@ class Timetable:
                 module.register_forward_pre_hook(self._before_forward, prepend=True),
                 module.register_forward_hook(self._after_forward, always_call=True),
             ]
-        if forecast.hears_of_steps:
-            before = optimizer.register_step_pre_hook(self._before_step)
-            # first of all: the others see θ, and what they write there stays
-            optimizer._optimizer_step_pre_hooks.move_to_end(before.id, last=False)  # type: ignore[attr-defined]
-            self._handles += [before, optimizer.register_step_post_hook(self._after_step)]
-        # a part may be saved, loaded or copied on its own; a scripted one takes no hooks
-        modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        for module in modules:
-            self._handles += [
-                module.register_state_dict_pre_hook(self._before_access),
-                module.register_load_state_dict_pre_hook(self._before_access),
-            ]
-        copy_plainly((*modules, optimizer))
+        self._hooked = weakref.WeakSet[nn.Module]()
+        self._hook(model)
+        copy_plainly([optimizer])
+        appended = weakref.WeakMethod(self._appended)
+        self._handles.append(
+            register_module_module_registration_hook(lambda *args: (appended() or _nothing)(*args))
+        )
         # held weakly: a rule may hold the optimizer
         end = weakref.WeakMethod(self.end)
         weakref.finalize(optimizer, lambda: (end() or _nothing)()).atexit = False
@@ -79,10 +77,30 @@ class Timetable:
         """Put θ back, and leave no trace."""
         model, optimizer = self._model(), self._optimizer()
         self.forecast.end()
+        self._steps.end()
+        self._recomputing.refuse_no_more()
         for handle in self._handles:
             handle.remove()
+        merge_as_before(model.modules() if model is not None else ())
         copy_as_before(model.modules() if model is not None else ())
         copy_as_before([optimizer] if optimizer is not None else ())
+
+    def _hook(self, model: nn.Module) -> None:
+        """A part may be saved, loaded or copied on its own; a scripted one takes no hooks."""
+        parts = (m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
+        modules = [m for m in parts if m not in self._hooked]
+        for module in modules:
+            self._handles += [
+                module.register_state_dict_pre_hook(self._before_access),
+                module.register_load_state_dict_pre_hook(self._before_access),
+            ]
+        copy_plainly(modules)
+        merge_at_truth(modules, self.forecast)
+        self._hooked.update(modules)
+
+    def _appended(self, parent: nn.Module, _: str, part: nn.Module | None) -> None:
+        if part is not None and parent in self._hooked:
+            self._hook(part)
 
     @untraced
     def _before_forward(self, module: nn.Module, args: Any) -> None:
@@ -96,7 +114,11 @@ class Timetable:
             self._evaluations.append(forecast.pause())
         else:
             self._evaluations.clear()  # one that was interrupted never ended
+            if self._steps.unseen > 1 and not self._steps.is_seen:
+                return  # something else is trained, by other means: this is no training
             if torch.is_grad_enabled() and torch._C._current_graph_task_id() < 0:
+                self._steps.is_seen = True
+                self._recomputing.refuse_no_more()
                 forecast.predict()
             elif not forecast.backward_pending:
                 forecast.restore()
@@ -115,47 +137,29 @@ class Timetable:
             for module in self._sharded:
                 module.reshard()
 
+    @contextmanager
+    def true_weights(self) -> Iterator[None]:
+        """θ for reading, at any moment."""
+        resume = self.forecast.pause(for_reading=True)
+        self._gather_anew()
+        try:
+            yield
+        finally:
+            resume()
+            self._gather_anew()
+
     def _before_access(self, *_: Any) -> None:
         self.forecast.restore()
 
     def _before_loading_state(self, *_: Any) -> None:
         self.forecast.state_replaced()
 
-    @untraced
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if self._steps_running and _is_outermost(optimizer):
-            self._steps_running = 0  # one that raised never ended
-        self._steps_running += 1
-        if self._steps_running > 1:
-            self.forecast.restore()
-        elif not callable(closure):
-            self.forecast.before_step()
-        elif "closure" in kwargs:
-            return args, {**kwargs, "closure": self.forecast.around(closure)}
-        else:
-            return (args[0], self.forecast.around(closure), *args[2:]), kwargs
-        return None
-
-    @untraced
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._steps_running -= 1
-        if self._steps_running == 0:
-            self.forecast.after_step()
+    def _after_loading_state(self, *_: Any) -> None:
+        self.forecast.state_loaded()
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     """Do nothing."""
-
-
-def _is_outermost(optimizer: Optimizer) -> bool:
-    """Whether the step that begins now is within no other of the same optimizer."""
-    frame, count = sys._getframe(), 0
-    while (back := frame.f_back) is not None:
-        frame = back
-        if frame.f_code is _STEP:
-            count += frame.f_locals["args"][0] is optimizer
-    return count == 1
 
 
 _TRACED = "the model is exported while its weights are predicted: call prediction.restore() first."
@@ -164,9 +168,11 @@ _TRACED = "the model is exported while its weights are predicted: call predictio
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     """The modules whose forward stands for the model's, where a trainer never calls the model.
 
-    Lightning calls `training_step`, which calls what the LightningModule is made of.
+    Lightning calls `training_step`, which calls what the LightningModule is made of; a class
+    without a `forward` has other methods that do so.
     """
-    parts = list(model.children()) if hasattr(model, "training_step") else []
+    is_called = type(model).forward is not nn.Module.forward and not hasattr(model, "training_step")
+    parts = [] if is_called else list(model.children())
     for part in parts:
         if isinstance(part, nn.ModuleList | nn.ModuleDict):  # called by none either
             parts += part.children()

@@ -42,7 +42,7 @@ def fused_backend(p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any])
     """The kernels that handle this parameter with its moments and master, if any do."""
     name = {"cpu": "cpu", "cuda": "triton"}.get(p.device.type)
     module = _load(name) if name else None
-    if module is None:
+    if module is None or p.is_neg():
         return None
     others = [plain(state[key]) for key in (*moments(group), "master") if key in state]
     return module if module.handles(plain(p), others) else None

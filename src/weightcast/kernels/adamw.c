@@ -11,6 +11,9 @@
 
 #define BLOCK 32 /* elements: whole cache lines; what is streamed at a time */
 #define AHEAD 96 /* elements: how far ahead reads are prefetched; more is slower, abruptly */
+#define LARGE 1e15f   /* products of what is below are finite; what is above is scaled by TINY */
+#define LARGEST 1e38f /* as good as infinite, and no NaN times zero */
+#define TINY 0x1p-64f
 #define MAX_THREADS 256
 #define SMALLEST_SHARE 32768  /* elements: less is done sooner than a thread is made */
 #define STREAM_FROM (1 << 21) /* elements: fewer stay in the cache for the forward pass */
@@ -127,9 +130,16 @@ INLINE void step(const Operand *o, const Settings *s, int64_t begin, int64_t end
             vs[i] = v = v * beta2 + rest2 * g * g;
             if (is_amsgrad) v_maxes[i] = v_max = v_max >= v ? v_max : v;
             float now = scale(is_amsgrad ? v_max : v, root, eps);
-            float both = is_joint ? 1 / (before * now) : 0; /* one division for two */
-            if (is_ahead) theta += back * (is_joint ? m_before * now * both : m_before / before);
-            float u = is_joint ? m * before * both : m / now;
+            float both = 0, shrink_before = 1, shrink_now = 1;
+            if (is_joint) { /* one division for two; their product must be finite */
+                before = before < LARGEST ? before : LARGEST, now = now < LARGEST ? now : LARGEST;
+                shrink_before = before > LARGE ? TINY : 1, shrink_now = now > LARGE ? TINY : 1;
+                before *= shrink_before, now *= shrink_now;
+                both = 1 / (before * now);
+            }
+            if (is_ahead)
+                theta += back * (is_joint ? m_before * shrink_before * now * both : m_before / before);
+            float u = is_joint ? m * shrink_now * before * both : m / now;
             /* rounded here, before the forecast: else nobody could tell the two apart again */
             theta = theta * decay - rate * u;
             if (is_bfloat16) {

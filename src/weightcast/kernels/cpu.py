@@ -27,6 +27,9 @@ _NUMBERS = ("lr", "beta1", "beta2", "eps", "decay", "back", "ahead", "gradient",
 class _Settings(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_double) for name in _NUMBERS)
 
+    def has_run(self) -> bool:
+        return bool(self.done)
+
 
 def _library() -> ctypes.CDLL:
     """The compiled kernels: those of the wheel, else compiled once for this user and source."""
@@ -35,9 +38,20 @@ def _library() -> ctypes.CDLL:
         recipe = SOURCE.read_bytes() + " ".join((*FLAGS, platform.machine())).encode()
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         path = Path(root, "weightcast", f"adamw-{hashlib.sha256(recipe).hexdigest()[:16]}.so")
+        if path.exists() and not _is_ours(path):
+            raise OSError(f"{path} can be written by others: remove it")
         if not path.exists():
             compile_library(path)
     return ctypes.CDLL(str(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody else could have put there what is loaded into this process."""
+    if not hasattr(os, "getuid"):
+        return True
+    owners = {os.getuid(), 0}
+    places = [path.stat(), path.parent.stat()]
+    return all(p.st_uid in owners and not p.st_mode & 0o022 for p in places)
 
 
 def _parallel() -> int | None:
@@ -93,11 +107,20 @@ def restore(o: Operands) -> None:
     rows = zip(o.params, o.sources, strict=True)
     if o.prepared is None and all(p.dtype is torch.float32 and alike(p, s) for p, s in rows):
         o.prepared = _prepare(o)
-    places = list(map(Tensor.data_ptr, o.params))
-    if o.prepared and o.prepared[:: len(_COLUMNS)].tolist() == places:
+    if o.prepared is not None and _is_where_it_was(o):
         _launch(o, _NOTHING, _RESTORE)
     else:
         eager.restore(o)
+
+
+def _is_where_it_was(o: Operands) -> bool:
+    """Whether the table still holds: others may move, cut or convert a parameter."""
+    table, width = o.prepared, len(_COLUMNS)
+    return bool(
+        table[::width].tolist() == list(map(Tensor.data_ptr, o.params))
+        and table[width - 1 :: width].tolist() == list(map(Tensor.numel, o.params))
+        and {p.dtype for p in o.params} <= {torch.float32}
+    )
 
 
 def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
@@ -120,12 +143,9 @@ def _launch(o: Operands, s: Settings, what: int, gradient: float = 1.0) -> None:
         s.is_joint,
     )
     table, is_bfloat16 = operands.buffer_info()[0], o.params[0].dtype is torch.bfloat16
-    try:
-        _run(table, len(o.params), settings, what, is_bfloat16, torch.get_num_threads(), _PARALLEL)
-    except BaseException:  # a signal that came meanwhile is raised when all has run
-        if settings.done and what == _FORECAST and o.sinks:
-            torch._foreach_copy_(o.params, o.sinks)
-        raise
+    # a signal that comes meanwhile is raised when all has run
+    o.launched = settings.has_run
+    _run(table, len(o.params), settings, what, is_bfloat16, torch.get_num_threads(), _PARALLEL)
     torch.autograd.graph.increment_version(o.params)  # written behind its back
 
 

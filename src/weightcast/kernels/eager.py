@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 
 from weightcast.displacement.rules import adam
 from weightcast.kernels.operands import FUSED_DEVICES, Operands, Settings, alike, likened
-from weightcast.tensors import StateView, tiles
+from weightcast.tensors import TILE, StateView, tiles
 
 
 def handles(p: Tensor, moments: Any) -> bool:
@@ -69,6 +69,12 @@ def forecast(o: Operands, s: Settings) -> None:
     _walk(theta, o, s, -s.ahead, o.params)
 
 
+def walk(o: Operands, s: Settings) -> None:
+    """From `back` to θ, and from there `ahead`."""
+    _walk(o.params, o, s, s.back)
+    _walk(o.params, o, s, -s.ahead)
+
+
 def restore(o: Operands) -> None:
     """θ from `sources` to `params`, bit for bit."""
     torch._foreach_copy_(o.params, o.sources)
@@ -91,10 +97,13 @@ def _walk(
     squares = o.max_exp_avg_sqs or o.exp_avg_sqs
     rows = list(zip(o.counts, o.exp_avgs, squares, theta, params, strict=True))
     if o.counts[0].device.type == "cpu":  # counts may differ, and the formula takes one
-        for count, *tensors in rows:
-            for m, v, true, p in tiles(*tensors):
+        for count, *tensors, p in rows:
+            whole = p if p.numel() <= TILE else torch.empty_like(p)
+            for m, v, true, part in tiles(*tensors, whole):
                 state = {"step": count, "exp_avg": m, "exp_avg_sq": v}
-                p.copy_(true + adam(StateView([state]), group))
+                part.copy_(true + adam(StateView([state]), group))
+            if whole is not p:  # one write a parameter: what interrupts finds it moved, or not
+                p.copy_(whole)
         return
     view = StateView([{"step": t, "exp_avg": m, "exp_avg_sq": v} for t, m, v, *_ in rows])
     deltas = adam(view, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ class Operands:
 
     `sources`, `sinks` and the moments are float32 where the parameters are bfloat16 or float16,
     else of the parameters' dtype. All but `grads` stay what they are from step to step;
-    `prepared` is what a back-end made of them.
+    `prepared` is what a back-end made of them, `launched` whether the last launch has run: what
+    interrupts it leaves nobody else to tell.
     """
 
     params: list[Tensor] = field(default_factory=list)
@@ -32,7 +33,8 @@ class Operands:
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
     max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
-    prepared: Any = None
+    prepared: Any = field(default=None, init=False)
+    launched: Callable[[], bool] | None = field(default=None, init=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,14 @@ def _count(step: float | Tensor, device: torch.device, made: dict[float, Tensor]
     if step not in made:
         made[step] = torch.full((), step, dtype=torch.float32, device=device)
     return made[step]
+
+
+def example(device: torch.device) -> Operands:
+    """To try a kernel on: a whole block and a part of one."""
+    numbers = torch.arange(1.0, 6001.0, dtype=torch.float32, device="cpu").sin().view(4, 1500)
+    p, g, m, v = numbers.to(device)
+    count = torch.ones((), dtype=torch.float32, device=device)
+    return Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v.square()], counts=[count])
 
 
 def alike(p: Tensor, other: Tensor) -> bool:

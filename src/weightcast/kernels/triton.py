@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weightcast.kernels import eager
-from weightcast.kernels.operands import Operands, Settings, alike, likened
+from weightcast.kernels.operands import Operands, Settings, alike, example, likened
 from weightcast.kernels.uploads import on_device
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -184,9 +184,14 @@ def _run(
                     tl.store(v_maxes, v_max, mask)
             now = _scale(v_max, root, eps)
             if IS_JOINT:
+                # their product must be finite
+                before, now = tl.minimum(before, 1e38), tl.minimum(now, 1e38)
+                shrink_before = tl.where(before > 1e15, 2.0**-64, 1.0)
+                shrink_now = tl.where(now > 1e15, 2.0**-64, 1.0)
+                before, now = before * shrink_before, now * shrink_now
                 both = tl.div_rn(tl.full((_BLOCK,), 1.0, tl.float32), before * now)
-                theta += tl.load(factors + BACK) * (m_before * now * both)
-                u = m * before * both
+                theta += tl.load(factors + BACK) * (m_before * shrink_before * now * both)
+                u = m * shrink_now * before * both
             else:
                 u = tl.div_rn(m, now)
             decayed = theta * decay
@@ -217,7 +222,7 @@ def _works_on(device: torch.device) -> bool:
     setting = Settings(0.01, 0.9, 0.999, 1e-8, weight_decay=0.1, back=0.02, ahead=0.03)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            mine, right = _example(device), _example(torch.device("cpu"))
+            mine, right = example(device), example(torch.device("cpu"))
             step(mine, setting)
             eager.step(right, setting)
             for name in ("params", "exp_avgs", "exp_avg_sqs", "counts"):
@@ -227,14 +232,6 @@ def _works_on(device: torch.device) -> bool:
         _log.debug("weightcast: no triton kernels on %s (%s); using plain PyTorch.", device, error)
         return False
     return True
-
-
-def _example(device: torch.device) -> Operands:
-    """A whole block and a part of one."""
-    numbers = torch.arange(1.0, 6001.0, dtype=torch.float32, device="cpu").sin().view(4, 1500)
-    p, g, m, v = numbers.to(device)
-    count = torch.ones((), dtype=torch.float32, device=device)
-    return Operands([p], [g], exp_avgs=[m], exp_avg_sqs=[v.square()], counts=[count])
 
 
 def step(o: Operands, s: Settings) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from weightcast.errors import PredictionWarning
+from weightcast.errors import warn
 from weightcast.moves.passes import Batch
+from weightcast.moves.samples import Samples
 from weightcast.tensors import plain_all
 
+_log = logging.getLogger("weightcast")
+_LOOKS = 3
 _COARSE = (torch.bfloat16, torch.float16)
 
 
@@ -23,8 +26,12 @@ class Diagnostics:
         self.has_stepped = False  # and would have predicted
         self.ever_predicted = False
         self._has_looked = False
-        self.writes = 0  # to the predicted weights, at the forecast
+        self.about = ""  # whom: said at the end of every message
         self._made: set[str] = set()
+        self._writes = 0  # to the weights, at the forecast
+        self._samples = Samples()
+        self._looks = 0  # at weights that were written to
+        self.expects_writes = False  # its optimizer climbs from the forecast, and comes back
 
     def step_taken(self, is_wanted: bool) -> None:
         """Say so if this is the second step without a forecast."""
@@ -53,20 +60,54 @@ class Diagnostics:
         if stuck > total / 2:
             self._report(_TOO_COARSE.format(stuck / total))
 
-    def check_untouched(self, moved: Sequence[Batch]) -> None:
-        """Say so if somebody wrote to predicted weights: θ comes back, and that is lost."""
-        if self.writes not in (0, writes_to(moved)):
-            self._report(_WRITTEN)
+    def note_writes(self, params: Sequence[Tensor]) -> None:
+        """What was written to predicted weights so far is no matter."""
+        self._writes = versions_of(params)
+        self._samples.take(params)
+
+    def check_untouched(self, params: Sequence[Tensor], is_as_before: Callable[[], bool]) -> None:
+        """Say so if somebody wrote to predicted weights: θ comes back, and that is lost.
+
+        An optimizer that climbs before its second gradient puts them back: look, a few times.
+        """
+        is_written = versions_of(params) != self._writes
+        if (is_written or self._samples.differ()) and self._looks < _LOOKS:
+            self._looks += 1
+            if not self.expects_writes and not is_as_before():
+                self._looks = _LOOKS
+                self._report(_WRITTEN)
+        self.forget_weights()
+
+    def forget_weights(self) -> None:
+        """Hold none of them."""
+        self._samples.clear()
+
+    def replaced(self, old: Tensor, new: Tensor | None) -> None:
+        """Say so if a predicted parameter was replaced by what cannot be told from its forecast."""
+        shapes = tuple(old.shape), "nothing" if new is None else tuple(new.shape)
+        self._report(_REPLACED.format(*shapes))
+
+    def shapes_changed(self, params: Sequence[Tensor]) -> None:
+        """Say so if weights were cut or grown while predicted: there is no θ for them."""
+        shapes = ", ".join(str(tuple(p.shape)) for p in params)
+        self._report(_CHANGED.format(shapes))
+
+    def nothing_loaded(self) -> None:
+        """Log it if a checkpoint has no displacements where no state tells them: no fault."""
+        _log.warning(_NOT_LOADED)
 
     def _report(self, message: str) -> None:
         if message not in self._made:
             self._made.add(message)
-            warnings.warn(message, PredictionWarning, stacklevel=4)
+            warn(message + self.about)
 
 
-def writes_to(moved: Sequence[Batch]) -> int:
-    """How often weights were written to, as autograd counts."""
-    return sum(p._version for batch in moved for p in batch.params)
+def versions_of(params: Iterable[Tensor]) -> int:
+    """How often parameters were written to, as autograd counts."""
+    return sum(map(_version, params))
+
+
+_version = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 def marks_of_gradients(optimizer: Optimizer | None) -> list[tuple[int, int]]:
@@ -89,6 +130,19 @@ _NOTHING_MOVED = (
 _WRITTEN = (
     "the weights were written to while they were predicted, which is lost when the true ones come "
     "back. If another optimizer trains them now, call detach() on this WeightPrediction first."
+)
+_CHANGED = (
+    "weights took another shape while they were predicted, now {}: they stay as they are, which "
+    "may be the forecast. Call prediction.restore() before weights are cut or grown."
+)
+_REPLACED = (
+    "a parameter of shape {} was replaced by one of shape {} while it was predicted: what was made "
+    "of it stays at the forecast. Call prediction.restore() before parameters are replaced."
+)
+_NOT_LOADED = (
+    "the loaded state of the optimizer holds no displacements: it was saved without weight "
+    "prediction, or by torch.distributed.checkpoint into an optimizer that had none yet. The next "
+    "forward runs at the true weights, the one after the next step at the forecast."
 )
 _TOO_COARSE = (
     "{:.0%} of the low-precision weights are too coarse to move when predicted: the displacement "

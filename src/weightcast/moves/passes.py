@@ -36,11 +36,21 @@ class Way(Enum):
     SINGLE = auto()
 
 
+class Place(Enum):
+    """Where the parameters of a batch are."""
+
+    TRUE = auto()
+    BETWEEN = auto()  # a forecast is being made, or was interrupted
+    PREDICTED = auto()
+
+
 @dataclass(eq=False)
 class Batch:
-    """Parameters of one group that move together.
+    """The record of parameters of one group that move together: where they and their θ are.
 
     `saved` is the memory that keeps θ while they are at θ̂; an observed displacement lends its own.
+    The place is written before bytes move and after, so that `restore` may be called at any moment,
+    and again if it was interrupted.
     """
 
     group: Group
@@ -53,10 +63,15 @@ class Batch:
     saved: list[Tensor] = field(default_factory=list)
     operands: Operands = field(default_factory=Operands)
     back: Operands = field(default_factory=Operands)  # those of the way back
+    place: Place = Place.TRUE
+    reach: float = 0.0  # how many displacements they were moved
+    decay: float | Tensor = 1.0  # what was left of θ before
     scale: float | Tensor = 1.0  # observed: how many times what `saved` held they were moved
+    walked: list[Tensor] = field(default_factory=list)  # observed: what `saved` held, on the way
+    pieces: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)  # saved so far
 
     def forecast(self, reach: float, decay: Any = 1.0) -> None:
-        """Keep θ, and move to θ̂ = decay·θ - reach·Δ, the paper's Eq. 7; all or nothing.
+        """Keep θ, and move to θ̂ = decay·θ - reach·Δ, the paper's Eq. 7.
 
         Raises:
             InvalidArgumentError: the rule returned another shape than the parameter's.
@@ -66,34 +81,61 @@ class Batch:
             self.scale = nonzero(reach * rate(self.group))
         elif not self.saved:
             self._prepare()
+        self.reach, self.decay = reach, decay
+        self.operands.launched, self.walked = None, []
+        self.place = Place.BETWEEN
         if self.way is Way.KERNELS:
             count_anew(self.operands, self.states)
             self.kernels.forecast(self.operands, settings_of(self.group, reach, decay))
-            return
-        done: list[tuple[list[Tensor], list[Tensor]]] = []
-        try:
+        else:
             for state, params, saved in self._pieces():
                 deltas = self._deltas(state, params)
                 torch._foreach_copy_(saved, params)
-                done.append((params, saved))
+                self.pieces.append((params, saved))
                 if isinstance(decay, Tensor) or decay != 1:
                     torch._foreach_mul_(params, decay)
                 torch._foreach_sub_(params, deltas, alpha=reach)
-        except BaseException:
-            for params, saved in done:
-                torch._foreach_copy_(params, saved)
-            raise
-        finally:
-            if self.is_observed:  # its memory holds θ now
-                for lender in self.states:
-                    lender.pop(OBSERVED, None)
+            self._end_loan()
+        self.place = Place.PREDICTED
+        self.pieces = []
 
-    def restore(self) -> None:
-        """Put θ back, bit for bit."""
-        if self.way is Way.KERNELS:
-            self.kernels.restore(self.back)
-        else:
-            torch._foreach_copy_(plain_all(self.params), plain_all(self.saved))
+    def restore(self) -> list[Tensor]:
+        """Put θ back, bit for bit. Does no harm if it is there.
+
+        Returns:
+            Parameters that have taken another shape meanwhile: they stay as they are.
+        """
+        changed: list[Tensor] = []
+        launched = self.operands.launched if self.place is Place.BETWEEN else None
+        if self.place is Place.PREDICTED or (launched is not None and launched()):
+            try:
+                if self.way is Way.KERNELS:
+                    self.kernels.restore(self.back)
+                else:
+                    torch._foreach_copy_(plain_all(self.params), plain_all(self.saved))
+            except RuntimeError:
+                for p, theta in zip(plain_all(self.params), plain_all(self.saved), strict=True):
+                    if p.shape == theta.shape:
+                        p.copy_(theta)
+                    else:
+                        changed.append(p)
+        elif self.place is Place.BETWEEN:
+            self._end_loan()
+            for params, saved in self.pieces:
+                torch._foreach_copy_(params, saved)
+        self.place = Place.TRUE
+        self.pieces = []
+        return changed
+
+    def is_at_forecast(self) -> bool:
+        """Whether the parameters are where they were moved, as far as the formula tells."""
+        if self.is_observed:
+            return False
+        rows = zip(plain_all(self.params), plain_all(self.saved), self.displacements(), strict=True)
+        return all(
+            torch.allclose(p, self.decay * theta - self.reach * delta, rtol=1e-4, atol=1e-7)
+            for p, theta, delta in rows
+        )
 
     @property
     def is_observed(self) -> bool:
@@ -102,8 +144,10 @@ class Batch:
 
     def observed(self) -> list[Tensor]:
         """While predicted: what `saved` held, rebuilt from how far the weights were moved."""
-        walked = torch._foreach_sub(plain_all(self.saved), plain_all(self.params))
-        return list(torch._foreach_div(walked, self.scale))
+        if not self.walked:
+            walked = torch._foreach_sub(plain_all(self.saved), plain_all(self.params))
+            self.walked = list(torch._foreach_div(walked, self.scale))
+        return self.walked
 
     def keep(self, observed: list[Tensor]) -> None:
         """After `restore`: the displacements are in the state again."""
@@ -114,17 +158,25 @@ class Batch:
     def displacements(self) -> list[Tensor]:
         """Δ of each parameter, as new `plain` tensors."""
         if self.is_observed and OBSERVED not in self.states[0]:  # predicted
-            return list(torch._foreach_mul(self.observed(), rate(self.group)))
+            deltas = list(torch._foreach_mul(self.observed(), rate(self.group)))
+            self.walked = []
+            return deltas
         pairs = zip(self.params, self.states, strict=True)
         return [self._deltas(StateView([state]), [plain(p)])[0] for p, state in pairs]
 
     def _prepare(self) -> None:
         """All memory is there before any weight moves."""
-        self.saved = [kept_memory(p, self.memory) for p in self.params]
+        saved = [kept_memory(p, self.memory) for p in self.params]
         if self.way is Way.KERNELS:
-            sinks = plain_all(self.saved)
+            sinks = plain_all(saved)
             self.operands = operands_of(self.params, self.states, self.group, sinks=sinks)
             self.back = Operands(self.operands.params, sources=sinks)
+        self.saved = saved  # last: it tells that all is there
+
+    def _end_loan(self) -> None:
+        """The memory of an observed displacement holds θ now."""
+        for lender in self.states if self.is_observed else ():
+            lender.pop(OBSERVED, None)
 
     def _pieces(self) -> Iterator[tuple[StateView, list[Tensor], list[Tensor]]]:
         """What is computed at once: the state, the parameters, and where to keep them."""

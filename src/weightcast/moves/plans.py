@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from weightcast.displacement.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
 from weightcast.kernels import fused_backend
 from weightcast.kernels.operands import reads_count
 from weightcast.moves.passes import Batch, Way, columns
-from weightcast.tensors import TILE, are_real, host_step, plain, plain_all
+from weightcast.tensors import TILE, are_real, host_step, overlapping, plain
 
 _LARGEST = {Way.GATHERED: TILE, Way.MULTI_TENSOR: 2**26}
 """Elements in a batch at most: bounds the temporary memory of a pass."""
@@ -27,29 +29,49 @@ Plans = dict[Any, tuple[Any, list[Any]]]
 """By key: what a plan was made for, and the plan."""
 
 
+_generations = itertools.count()
+_generation = 0
+
+
+def generation() -> int:
+    """Another number whenever any parameter may have found another memory."""
+    return _generation
+
+
 def planned(
     plans: Plans, key: Any, mark: Callable[[list[Any]], Any], build: Callable[[], list[Any]]
 ) -> list[Any]:
     """The plan of last time if its mark is still the same, else a new one."""
     made_for, plan = plans.get(key, (None, []))
     if made_for != mark(plan):
+        global _generation
+        _generation = next(_generations)
         plan = build()
         plans[key] = mark(plan), plan  # building may have made what the mark tells of
     return plan
 
 
 def memory_of(params: list[Tensor], states: States) -> list[Any]:
-    """What tells whether parameters and their states are where they were, and as large."""
+    """What tells whether parameters and their states are where and what they were."""
     values = [*params, *chain.from_iterable(state.values() for state in states)]
-    pointer = Tensor.data_ptr if are_real(values) else _pointer  # every step asks for all of them
-    params = plain_all(params)
-    sizes = chain(map(Tensor.stride, params), map(Tensor.numel, params), map(len, states))
-    return [*map(pointer, values), *sizes]
+    if not are_real(values):
+        return [*map(_memory, values), *map(len, states)]
+    # every step asks for all of them; a state's dtype goes with its address, or its new tensor's
+    kinds = chain(map(_dtype, params), map(Tensor.stride, params), map(Tensor.numel, params))
+    return [*map(Tensor.data_ptr, values), *kinds, *map(len, states)]
 
 
-def _pointer(value: Any) -> Any:
-    """Of a tensor's memory; of what is no tensor, the value."""
-    return plain(value).data_ptr() if isinstance(value, Tensor) else value
+_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+def _memory(value: Any) -> Any:
+    """Address and kind of a tensor; of what is no tensor, the value."""
+    if not isinstance(value, Tensor):
+        return value
+    if is_lazy(value):  # it has no memory yet
+        return None
+    value = plain(value)
+    return value.data_ptr(), value.dtype, value.stride(), value.numel()
 
 
 def batches_of(
@@ -91,13 +113,19 @@ def _scalars(state: dict[str, Any]) -> tuple[Any, ...]:
 
 def _sorted(group: Group, rule: Rule, states: States, memory: Memory) -> Iterator[Batch]:
     together: dict[Any, list[Row]] = {}
-    rows = ((p, s) for p, s in zip(group["params"], states, strict=True) if _is_known(s, rule))
-    for p, state in rows:
+    rows = [(p, s) for p, s in zip(group["params"], states, strict=True) if _is_known(s, rule)]
+    shared = overlapping([plain(p) for p, _ in rows])
+    seen: set[Any] = set()
+    for number, (p, state) in enumerate(rows):
+        if number in shared and rule is OBSERVED_RULE:
+            if (place := (plain(p).data_ptr(), p.numel())) in seen:
+                continue  # what was seen of the memory is known already
+            seen.add(place)
         is_theirs = rule.formula is adam and p.dtype is torch.float32
         kernels = fused_backend(p, state, group) if is_theirs else None
         way = _way(p, state, group, rule) if kernels is None else Way.KERNELS
         key: tuple[Any, ...] = (way, kernels, p.device, p.dtype)
-        if way in (Way.TILED, Way.SINGLE):
+        if way in (Way.TILED, Way.SINGLE) or number in shared:  # these go back in reverse order
             key += (id(p),)
         elif kernels is None or not reads_count(p, state):
             key += (host_step(state), *_scalars(state))
