@@ -138,7 +138,14 @@ def _check_shape(experiment: Results) -> None:
     texts = [experiment["title"], metric["name"]]
     texts += [method[name] for method in experiment["methods"] for name in ("key", "label")]
     numbers = [metric["decimals"], configuration["learning rate"], *experiment["seeds"]]
-    for run in experiment["runs"]:
+    if "trial" in experiment:  # its runs have readings in place of curves
+        both = [*experiment["runs"], *experiment["search"]]
+        texts += [*(run["name"] for run in both), *(c["reading"] for c in experiment["choices"])]
+        losses = [
+            loss for run in both for place in run["readings"].values() for loss in place.values()
+        ]
+        numbers += [*(run["seed"] for run in both), *(run["rate"] for run in both), *losses]
+    for run in experiment["runs"] if "trial" not in experiment else ():
         texts.append(run["method"])
         columns = [run["history"][name] for name in ("step", "validation_loss", "metric")]
         numbers += [run["seed"], *(value for column in columns for value in column)]

@@ -17,13 +17,16 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
+from weightcast_lab.comparison import save_results
 from weightcast_lab.optimizers import Method
 from weightcast_lab.readings import Averages
 from weightcast_lab.records import RunRecord
+from weightcast_lab.results import load_results
+from weightcast_lab.statistics import holm, p_value
 from weightcast_lab.tasks import DataSource, make_task
 from weightcast_lab.train import cosine_factor
 from weightcast_lab.trials import page, report
-from weightcast_lab.trials.answers import answers, visible_change
+from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
 from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
 from weightcast_lab.trials.questions import QUESTIONS
@@ -349,6 +352,36 @@ def test_the_range_that_is_forgiven_lies_where_the_valley_is_two_percent_up(stud
     # 0.02·1.36 of loss is a distance of √0.544 on either side, up to the grid's straight lines
     assert math.log(tolerance.factor) == pytest.approx(2 * math.sqrt(0.544), rel=0.15)
     assert not tolerance.is_open
+
+
+def test_one_comparison_of_a_question_is_not_corrected(studied) -> None:
+    """The primary one's p value is that of scipy's test of the tasks' means; others are larger."""
+    experiments, _ = studied
+    answer = next(a for a in answers(experiments) if (a.question.key, a.at) == ("place", "usual"))
+    (label,) = answer.workloads  # on the long task alone
+    long = next(e for e in experiments if e["key"] == "long-cosine")
+    rows = {one.row.name: one.row.effects[0] for one in answer.rows}
+    raw = {name: p_value(changes(long, name, "muon-s3-matrices", "usual")[0]) for name in rows}
+    assert rows["muon_inside3"].p == raw["muon_inside3"]
+    others = [name for name in rows if name != "muon_inside3"]
+    expected = dict(zip(others, holm([raw[name] for name in others]), strict=True))
+    assert {name: rows[name].p for name in others} == expected
+    assert label == WORKLOADS["long-cosine"].label
+
+
+def test_longer_runs_are_asked_apart(studied) -> None:
+    experiments, _ = studied
+    found = {(a.question.key, a.at): a for a in answers(experiments)}
+    assert len(found["nadamw", "usual"].workloads) == 6
+    assert len(found["nadamw-longer", "usual"].workloads) == 3
+    assert len(found["late-4", "usual"].workloads) == 2
+
+
+def test_results_come_back_from_their_file(studied, tmp_path) -> None:
+    experiments, _ = studied
+    content = [{k: v for k, v in e.items() if k != "command"} for e in experiments]
+    path = save_results(tmp_path, "study", content, command="weightcast study trials")
+    assert report.markdown(load_results(path)) == report.markdown(experiments)
 
 
 def test_the_report_shows_every_question(studied) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,15 @@ from weightcast_lab.results import Results
 from weightcast_lab.statistics import Interval, holm, mean_interval, p_value, stratified
 from weightcast_lab.trials.protocol import CANDIDATES
 from weightcast_lab.trials.questions import QUESTIONS, Question
-from weightcast_lab.trials.workloads import LENGTHS, WORKLOADS, shorter
+from weightcast_lab.trials.workloads import (
+    LATE_TASKS,
+    LENGTHS,
+    LONGER,
+    TASKS,
+    WORKLOADS,
+    late,
+    shorter,
+)
 
 MOMENTA = ("usual", "best")
 """At the momentum that people keep, or at the one that its search found."""
@@ -111,61 +119,83 @@ class Answer:
 
 
 def answers(experiments: Sequence[Results]) -> list[Answer]:
-    """Every question at either momentum, as far as there are runs."""
-    found = [_answer(question, at, experiments) for question in QUESTIONS for at in MOMENTA]
+    """Every question at either momentum, as far as there are runs; of 28,000 steps apart."""
+    found = []
+    for question in QUESTIONS:
+        longer = replace(
+            question, key=f"{question.key}-longer", text=f"28,000 steps: {question.text}"
+        )
+        for one, tasks in ((question, TASKS), (longer, LONGER)):
+            keys = {f"{task}-{question.schedule}" for task in tasks}
+            if question.delay:
+                keys = {late(task, question.delay) for task in LATE_TASKS if task in tasks}
+            asked = [e for e in experiments if e["key"] in keys]
+            found += [_answer(one, at, asked) for at in MOMENTA]
     return [answer for answer in found if answer.rows]
 
 
 def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answer:
-    asked = [
-        e
-        for e in experiments
-        if (e["trial"], WORKLOADS[e["key"]].delay) == (question.schedule, question.delay)
-        and is_full_length(e["key"])
-        and losses(e, question.reference, at)
-    ]
+    asked = [e for e in experiments if losses(e, question.reference, at)]
     workloads = tuple(e["workload"] for e in asked)
-    measured: dict[str, list[tuple[list[float], str]]] = {}
-    for name in question.candidates:
-        cells = [changes(e, name, question.reference, at) for e in asked]
-        if any(len(values) > 1 for values, _ in cells):
-            measured[name] = cells
-    is_tested = [len(values) > 1 for cells in measured.values() for values, _ in cells]
-    # the primary comparison is the mean's; all else is one family
-    raw = [p_value(values) for cells in measured.values() for values, _ in cells if len(values) > 1]
+    measured = {
+        name: [changes(e, name, question.reference, at) for e in asked]
+        for name in question.candidates
+    }
+    measured = {
+        name: cells for name, cells in measured.items() if any(len(v) > 1 for v, _ in cells)
+    }
     means = {name: stratified([v for v, _ in cells]) for name, cells in measured.items()}
-    secondary = [
-        mean[1] for name, mean in means.items() if mean is not None and name != question.primary
-    ]
-    corrected = iter(holm([*raw, *secondary]))
-    singles = [next(corrected) if tested else None for tested in is_tested]
+    p_values = _corrected(
+        {
+            **{
+                (name, place): p_value(values)
+                for name, cells in measured.items()
+                for place, (values, _) in enumerate(cells)
+                if len(values) > 1
+            },
+            **{
+                (name, MEAN): mean[1]
+                for name, mean in means.items()
+                if mean is not None and len(asked) > 1
+            },
+        },
+        (question.primary, MEAN if len(asked) > 1 else 0),
+    )
     rows = []
     for name, cells in measured.items():
         effects = tuple(
-            Effect(mean_interval(values), singles.pop(0), problem) for values, problem in cells
+            Effect(mean_interval(values), p_values.get((name, place)), problem)
+            for place, (values, problem) in enumerate(cells)
         )
-        rows.append((name, effects))
-    found = []
-    for name, effects in rows:
-        mean = means[name]
-        is_primary = name == question.primary
-        p = None if mean is None else mean[1] if is_primary else next(corrected)
-        problems = dict.fromkeys(problem for _, problem in measured[name] if problem)
-        overall = Effect(None if mean is None else mean[0], p, "; ".join(problems))
-        groups = {
-            e["workload"]: values for e, (values, _) in zip(asked, measured[name], strict=True)
-        }
+        mean, problems = means[name], dict.fromkeys(problem for _, problem in cells if problem)
+        overall = Effect(
+            None if mean is None else mean[0], p_values.get((name, MEAN)), "; ".join(problems)
+        )
+        groups = dict(zip(workloads, (values for values, _ in cells), strict=True))
         row = AnswerRow(name, CANDIDATES[name].label, effects, overall, _without_each(groups))
-        found.append(
+        rows.append(
             Row(
                 row,
-                is_primary,
+                name == question.primary,
                 _momenta(name, at, asked),
                 without_strongest(row, workloads),
                 visible_change(list(groups.values())),
             )
         )
-    return Answer(question, at, workloads, tuple(found))
+    return Answer(question, at, workloads, tuple(rows))
+
+
+MEAN = -1
+"""In the place of a workload: the mean over all."""
+
+
+def _corrected(
+    p_values: Mapping[tuple[str, int], float], primary: tuple[str, int]
+) -> dict[tuple[str, int], float]:
+    """The primary comparison as it is; all others corrected as one family."""
+    family = {key: p for key, p in p_values.items() if key != primary}
+    corrected = dict(zip(family, holm(list(family.values())), strict=True))
+    return corrected | {key: p for key, p in p_values.items() if key == primary}
 
 
 def _momenta(candidate: str, at: str, experiments: Iterable[Results]) -> str:
