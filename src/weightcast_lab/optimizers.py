@@ -193,8 +193,9 @@ NO_HYPERPARAMETERS = Hyperparameters()
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
 
-    It may have a learning rate of its own. `decaying` is that of `weightcast.attach`: the forecast
-    walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's momentum.
+    It may have a learning rate of its own. `decaying` is `damped` of `weightcast.attach`: the
+    forecast walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's
+    momentum.
     `in_delays` says that `steps` counts delays: 1 looks as far ahead as the gradients are old.
 
     Raises:
@@ -296,7 +297,7 @@ class Method:
         optimizer = constructor(model.parameters(), lr=lr, **options)
         if self.steps is not None:
             steps = self.steps * delay if self.in_delays else self.steps
-            weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
+            weightcast.attach(model, optimizer, steps=steps, damped=self.decaying)
         return optimizer
 
     @property
