@@ -147,7 +147,7 @@ ROWS: dict[str, tuple[Maker | None, Maker | None, str]] = {
     "AdamW, single": (partial(plain, ADAMW, **SINGLE), partial(attached, ADAMW, **SINGLE), "torch"),
     "weightcast.AdamW, lazy": (None, own, "torch"),
     "weightcast.AdamW, recompute": (None, partial(own, backup="recompute"), "torch"),
-    "weightcast.AdamW, eager": (None, partial(own, eager=True), "torch"),
+    "weightcast.AdamW, eager": (None, partial(own, in_step=True), "torch"),
     "NAdamW": (partial(plain, NADAMW), partial(attached, NADAMW), "torch"),
     "RAdam": (partial(plain, torch.optim.RAdam), partial(attached, torch.optim.RAdam), "torch"),
     "RMSprop": (
@@ -322,7 +322,7 @@ def measure_training(name: str, device: str, rounds: int) -> dict[str, Any]:
     for way in ("plain", "attached", "eager"):
         model, loss_of = training(name, device)
         if way == "eager":
-            optimizer: Any = weightcast.AdamW(model.parameters(), steps=2, eager=True)
+            optimizer: Any = weightcast.AdamW(model.parameters(), steps=2, in_step=True)
         else:
             optimizer = ADAMW(model.parameters(), fused=True)
         if way != "plain":
@@ -458,7 +458,7 @@ def part(found: dict[str, Any]) -> list[str]:
         "### Whole training steps",
         "",
         "Plain is torch's fused AdamW; attached is `weightcast.attach` on it; eager is "
-        "`weightcast.AdamW(eager=True)` under `attach`.",
+        "`weightcast.AdamW(in_step=True)` under `attach`.",
         "",
         "| | threads | plain (ms) | attached / plain | eager / plain |",
         "|---|---:|---:|---:|---:|",

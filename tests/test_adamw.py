@@ -33,7 +33,7 @@ from tests.test_algorithm1 import (
 MODES: dict[str, dict[str, Any]] = {
     "lazy": {},
     "recompute": {"backup": "recompute"},
-    "eager": {"eager": True},
+    "in step": {"in_step": True},
 }
 modes = pytest.mark.parametrize("mode", MODES)
 DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -134,14 +134,12 @@ def test_adamw_equals_the_paper(
 
 
 @modes
-def test_decaying_steps_equal_the_paper(mode: str) -> None:
+def test_damped_steps_equal_the_paper(mode: str) -> None:
     """R31."""
     theta = initial_weights()
     network = Network(theta)
-    reference = Algorithm1(theta, [Group(NAMES, steps=3)], decaying=True)
-    optimizer = weightcast.AdamW(
-        groups_of(reference, network), steps=3, decaying=True, **MODES[mode]
-    )
+    reference = Algorithm1(theta, [Group(NAMES, steps=3)], damped=True)
+    optimizer = weightcast.AdamW(groups_of(reference, network), steps=3, damped=True, **MODES[mode])
     prediction = weightcast.attach(network, optimizer)
     run(reference, optimizer, plain_loop(network, optimizer), iterations=30)
     prediction.steps = float("inf")  # Σ β₁ᵏ is finite
@@ -234,10 +232,10 @@ def test_amsgrad_may_be_turned_on(mode: str) -> None:
 
 
 def test_a_known_coming_rate_needs_no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R13: eager with `next_lr` is Algorithm 1 at once; else the next forward corrects it."""
+    """R13: in step with `next_lr` is Algorithm 1 at once; else the next forward corrects it."""
     seen = []
     for tells in (True, False):
-        model, optimizer, _ = pair("eager")
+        model, optimizer, _ = pair("in step")
         rates = [0.05 * 0.9**k for k in range(10)]
         moves = 0
         launch = weightcast.adamw.launches.eager.forecast
@@ -396,8 +394,8 @@ def test_whatever_is_saved_or_copied_is_true(mode: str, dtype: torch.dtype, atta
         twin_optimizer, twin = result
         assert_close(weights(twin), theta, dtype)
         assert not twin_optimizer.is_predicted
-        assert (twin_optimizer.eager, twin_optimizer.backup, twin_optimizer.decaying) == (
-            optimizer.eager, optimizer.backup, optimizer.decaying,
+        assert (twin_optimizer.in_step, twin_optimizer.backup, twin_optimizer.damped) == (
+            optimizer.in_step, optimizer.backup, optimizer.damped,
         )  # fmt: skip
         weightcast.attach(twin, twin_optimizer)
         train(twin, twin_optimizer, 2)
@@ -440,7 +438,7 @@ def test_loading_only_the_optimizer_loses_no_weights(mode: str) -> None:
 
 def test_loading_weights_and_state_without_attach() -> None:
     """Neither is moved for what the optimizer did before."""
-    model, optimizer, prediction = pair("eager")
+    model, optimizer, prediction = pair("in step")
     prediction.detach()
     train(model, optimizer, 3)
     saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
@@ -469,7 +467,7 @@ def test_evaluation_averaging_and_logging_are_at_the_true_weights(
     for _ in range(5):
         for m, o, a in ((model, optimizer, average), (twin, reference, other)):
             train(m, o, 1)
-            if mode == "eager" and o is optimizer:
+            if mode == "in step" and o is optimizer:
                 o.eval()
             a.update_parameters(m)
             m.eval()(data(m))
@@ -589,7 +587,7 @@ def test_switching_without_attach(mode: str) -> None:
             backward(twin, k)
         optimizer.step()
         other.step()
-        assert optimizer.is_predicted is (mode == "eager")
+        assert optimizer.is_predicted is (mode == "in step")
         optimizer.eval()
         optimizer.eval()
         assert not optimizer.is_predicted
@@ -600,7 +598,7 @@ def test_switching_without_attach(mode: str) -> None:
 
 
 def test_a_dropped_optimizer_leaves_the_true_weights() -> None:
-    model, optimizer, prediction = pair("eager")
+    model, optimizer, prediction = pair("in step")
     prediction.detach()
     train(model, optimizer, 3)
     hat = weights(model)
@@ -715,7 +713,7 @@ def test_who_writes_to_low_precision_weights_is_heeded(mode: str) -> None:
 
 @modes
 def test_what_is_kept_beside_the_state(mode: str) -> None:
-    """R26: lazy one copy of the weights; eager and recompute none; nobody holds a gradient."""
+    """R26: lazy one copy of the weights; in step and recompute none; nobody holds a gradient."""
     model, optimizer, _ = pair(mode, torch.float32)
     for _ in range(3):
         train(model, optimizer, 1)
@@ -735,7 +733,7 @@ def test_what_is_kept_beside_the_state(mode: str) -> None:
     assert not any(batch.operands.grads for batch in plans)
 
 
-@pytest.mark.parametrize("mode", ["recompute", "eager"])
+@pytest.mark.parametrize("mode", ["recompute", "in step"])
 def test_drift_of_what_keeps_no_copy(mode: str) -> None:
     """After 2,000 steps θ is nearer to the exact float32 run than that is to float64."""
     results = {}
@@ -784,19 +782,19 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     assert not optimizer.state
 
 
-def test_decaying_steps_may_be_infinite_under_attach() -> None:
+def test_damped_steps_may_be_infinite_under_attach() -> None:
     """They are the optimizer's: what it takes, the handle takes, and no other (R31)."""
     model = torch.nn.Linear(2, 1)
-    optimizer = weightcast.AdamW(model.parameters(), decaying=True)
+    optimizer = weightcast.AdamW(model.parameters(), damped=True)
     prediction = weightcast.attach(model, optimizer, steps=float("inf"))
-    assert prediction.decaying
+    assert prediction.damped
     assert optimizer.param_groups[0]["prediction_steps"] == float("inf")
     prediction.detach()
     with pytest.raises(weightcast.InvalidArgumentError, match="between"):
         weightcast.attach(model, weightcast.AdamW(model.parameters()), steps=float("inf"))
 
 
-@pytest.mark.parametrize("options", [{"rule": "observed"}, {"decaying": True}])
+@pytest.mark.parametrize("options", [{"rule": "observed"}, {"damped": True}])
 def test_its_forecast_is_its_own(options: dict) -> None:
     model = Recorder()
     with pytest.raises(weightcast.InvalidArgumentError, match="AdamW makes its own forecast"):
@@ -863,11 +861,11 @@ def test_a_forecast_that_nobody_asks_for_is_reported_once(mode: str) -> None:
     assert "weightcast.AdamW has not forecast so far" in message
 
 
-@pytest.mark.parametrize("case", ["eager", "no steps", "attach", "train()"])
+@pytest.mark.parametrize("case", ["in step", "no steps", "attach", "train()"])
 def test_what_forecasts_is_not_reported(case: str, silent: None) -> None:
     model = Recorder()
     optimizer = weightcast.AdamW(
-        model.parameters(), steps=0 if case == "no steps" else 3, eager=case == "eager"
+        model.parameters(), steps=0 if case == "no steps" else 3, in_step=case == "in step"
     )
     prediction = weightcast.attach(model, optimizer) if case == "attach" else None
     for _ in range(4):

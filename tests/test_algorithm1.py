@@ -167,20 +167,20 @@ def test_groups_with_steps_of_their_own() -> None:
     assert_equal(network, reference)
 
 
-@pytest.mark.parametrize("decaying", [False, True])
+@pytest.mark.parametrize("damped", [False, True])
 @pytest.mark.parametrize("weight_decay", [False, True])
-def test_options(decaying: bool, weight_decay: bool) -> None:
-    """R13, R31: decaying steps and predicted weight decay."""
+def test_options(damped: bool, weight_decay: bool) -> None:
+    """R13, R31: damped steps and predicted weight decay."""
     theta = initial_weights()
     network = Network(theta)
     reference = Algorithm1(
         theta,
         [Group(NAMES, weight_decay=0.3, steps=3)],
-        decaying=decaying,
+        damped=damped,
         predict_weight_decay=weight_decay,
     )
     optimizer = torch.optim.AdamW(groups_of(reference, network))
-    weightcast.attach(network, optimizer, 3, decaying=decaying, weight_decay=weight_decay)
+    weightcast.attach(network, optimizer, 3, damped=damped, weight_decay=weight_decay)
     run(reference, optimizer, plain_loop(network, optimizer))
     assert_equal(network, reference)
 

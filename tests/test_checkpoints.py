@@ -178,11 +178,11 @@ def test_what_a_module_names_hooks_is_its_own() -> None:
 
 def test_a_copied_handle_is_detached() -> None:
     """A trainer or a module may hold the handle and still be copied."""
-    model, _optimizer, prediction = attached(attach={"decaying": True, "weight_decay": True})
+    model, _optimizer, prediction = attached(attach={"damped": True, "weight_decay": True})
     model.prediction = prediction
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert repr(twin.prediction) == "WeightPrediction(detached, steps=2, at the true weights)"
-        assert (twin.prediction.decaying, twin.prediction.weight_decay) == (True, True)
+        assert (twin.prediction.damped, twin.prediction.weight_decay) == (True, True)
         twin(data(twin))
 
 

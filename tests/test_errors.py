@@ -63,7 +63,7 @@ def test_a_group_with_bad_steps_in_mid_training_loses_nothing() -> None:
 
 
 def test_infinite_steps_are_fine_where_they_decay() -> None:
-    model, _, prediction = attached(steps=math.inf, attach={"decaying": True})
+    model, _, prediction = attached(steps=math.inf, attach={"damped": True})
     deltas = dict(prediction.displacements())
     theta = weights(model)
     with prediction.predicted():
@@ -71,11 +71,11 @@ def test_infinite_steps_are_fine_where_they_decay() -> None:
             torch.testing.assert_close(p.detach(), true - 9 * deltas[p])
 
 
-def test_decaying_needs_a_momentum() -> None:
+def test_damped_needs_a_momentum() -> None:
     model = Recorder()
     optimizer = torch.optim.Adagrad(model.parameters())
-    with pytest.raises(ValueError, match=r"decaying=True needs an optimizer with betas or moment"):
-        weightcast.attach(model, optimizer, decaying=True)
+    with pytest.raises(ValueError, match=r"damped=True needs an optimizer with betas or moment"):
+        weightcast.attach(model, optimizer, damped=True)
     weightcast.attach(model, optimizer)  # the refused attempt left nothing behind
 
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import weightcast
 from tests.helpers import Recorder, attached, backward, data, same, train, weights
 
-OWN = [{}, {"eager": True}]
+OWN = [{}, {"in_step": True}]
 BOTH = [torch.optim.AdamW, weightcast.AdamW]
 WRITTEN = "the weights were written to while they were predicted"
 
@@ -400,7 +400,7 @@ def test_huge_gradients_are_no_more_than_torchs(size: float) -> None:
     ends = []
     for cls in BOTH:
         w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
-        options = {"eager": True} if cls is weightcast.AdamW else {}
+        options = {"in_step": True} if cls is weightcast.AdamW else {}
         optimizer = cls([w], lr=0.1, **options)
         for k in range(4):
             w.grad = torch.tensor([size, -size / 3, 1.0]) * (1 + k)
@@ -530,7 +530,7 @@ def test_a_signal_at_any_line_loses_nothing(own, act: str, dtype: torch.dtype) -
     optimizer.step()
     prediction.restore()
     theta = weights(model)
-    is_exact = own is None or "eager" not in own
+    is_exact = own is None or "in_step" not in own
     tolerance = {"rtol": 0, "atol": 0} if is_exact else {"rtol": 1e-6, "atol": 1e-7}
 
     def check() -> None:

@@ -378,8 +378,8 @@ logging.getLogger().handlers[0].addFilter(lambda record: record.name == "weightc
 torch.manual_seed(0)
 torch.set_num_threads(1)
 model = torch.nn.Sequential(torch.nn.Linear(5, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))
-for eager in (False, True):
-    optimizer = weightcast.AdamW(model.parameters(), 0.01, steps=2, eager=eager)
+for in_step in (False, True):
+    optimizer = weightcast.AdamW(model.parameters(), 0.01, steps=2, in_step=in_step)
     prediction = weightcast.attach(model, optimizer)
     for step in range(20):
         optimizer.zero_grad()

@@ -16,7 +16,7 @@ from tests.discovery import (
     shapes,
 )
 from tests.oracles.by_hand import ByHand, last_displacement
-from weightcast.displacement.reach import decay_factor, decaying_steps
+from weightcast.displacement.reach import damped_steps, decay_factor
 from weightcast.displacement.rules import OBSERVED, rule_for
 
 CASES = cases()
@@ -247,21 +247,21 @@ def test_register_rule_refuses_what_is_no_optimizer() -> None:
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 0.9), (2, 1.71), (3, 2.439), (0, 0.0)])
-def test_decaying_steps_is_the_geometric_sum(steps: float, expected: float) -> None:
+def test_damped_steps_is_the_geometric_sum(steps: float, expected: float) -> None:
     """R31, figures of the requirement itself."""
     group = {"betas": (0.9, 0.999)}
-    assert decaying_steps(steps, group) == pytest.approx(expected)
-    assert decaying_steps(-steps, group) == pytest.approx(-expected)
+    assert damped_steps(steps, group) == pytest.approx(expected)
+    assert damped_steps(-steps, group) == pytest.approx(-expected)
 
 
-def test_decaying_steps_limits() -> None:
-    assert decaying_steps(float("inf"), {"momentum": 0.9}) == pytest.approx(9.0)
-    assert decaying_steps(3, {"momentum": 1.0}) == 3
-    assert decaying_steps(3, {"momentum": 0.0}) == 0
-    halves = decaying_steps(0.5, {"betas": (0.81, 0.9)})
+def test_damped_steps_limits() -> None:
+    assert damped_steps(float("inf"), {"momentum": 0.9}) == pytest.approx(9.0)
+    assert damped_steps(3, {"momentum": 1.0}) == 3
+    assert damped_steps(3, {"momentum": 0.0}) == 0
+    halves = damped_steps(0.5, {"betas": (0.81, 0.9)})
     assert halves == pytest.approx(0.81 * (1 - 0.9) / 0.19)
     with pytest.raises(weightcast.InvalidArgumentError, match="betas or momentum"):
-        decaying_steps(3, {"params": [], "lr": 0.1})
+        damped_steps(3, {"params": [], "lr": 0.1})
 
 
 def test_which_weight_decay_is_decoupled() -> None:

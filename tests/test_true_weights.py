@@ -26,7 +26,7 @@ from tests.helpers import (
 )
 
 KINDS = pytest.mark.parametrize("kind", ANALYTIC_AND_OBSERVED, ids=kind_id)
-OWN = [{}, {"eager": True}]
+OWN = [{}, {"in_step": True}]
 owns = pytest.mark.parametrize("own", OWN, ids=["lazy", "in step"])
 
 

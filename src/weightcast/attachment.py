@@ -23,7 +23,7 @@ def attach(
     steps: float | None = None,
     *,
     rule: Formula | str | None = None,
-    decaying: bool = False,
+    damped: bool = False,
     weight_decay: bool = False,
 ) -> WeightPrediction:
     r"""Turn weight prediction on; the training loop stays as it is.
@@ -47,8 +47,8 @@ def attach(
         rule: Where Δ comes from: a function as for `register_rule`, `"observed"` (the difference of
             the weights around the last step), or None: the rule of the optimizer's class, or
             `"observed"` if it has none.
-        decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s: what momentum alone would still
-            do. `steps` may then be infinite.
+        damped: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s, as a damped trend does: what
+            momentum alone would still do. `steps` may then be infinite.
         weight_decay: Include decoupled weight decay, θ̂ = (1 - γλ)ˢ·θ - s·Δ. An observed Δ includes
             it in any case.
 
@@ -58,7 +58,7 @@ def attach(
     Raises:
         InvalidTypeError: `model`, `optimizer`, `steps` or `rule` is of the wrong kind.
         InvalidArgumentError: `steps` is NaN, infinite or beyond ±100; the model has no parameters;
-            the optimizer's parameters are not the model's; already attached; `rule`, `decaying` or
+            the optimizer's parameters are not the model's; already attached; `rule`, `damped` or
             `weight_decay` for `weightcast.AdamW`, whose forecast is its own.
         UnsupportedOptimizerError: the optimizer has no displacement to forecast along.
 
@@ -91,18 +91,18 @@ def attach(
             chosen,
             optimizer,
             chosen_rule(optimizer, rule),
-            decaying=decaying,
+            damped=damped,
             weight_decay=weight_decay,
         )
-    elif rule is None and not decaying and not weight_decay:
+    elif rule is None and not damped and not weight_decay:
         forecast = AdamWForecast(chosen, optimizer)
     else:
         raise InvalidArgumentError(
-            f"{type(optimizer).__name__} makes its own forecast: rule, decaying and "
+            f"{type(optimizer).__name__} makes its own forecast: rule, damped and "
             "weight_decay do not apply to it here; see its own arguments."
         )
     # refuses steps that are not possible
-    settings_of_groups(optimizer.param_groups, chosen, forecast.decaying)
+    settings_of_groups(optimizer.param_groups, chosen, forecast.damped)
     _check_parameters(model, optimizer)
     if steps is not None:
         forecast.steps = steps

@@ -20,7 +20,7 @@ class Forecast(ABC):
     A copy or a pickle of it has no optimizer: it keeps the settings alone.
     """
 
-    decaying: bool
+    damped: bool
     weight_decay: bool
     steps_from_forecast = False
     """Whether the optimizer's step goes on from θ̂ itself: θ comes back where others would see."""

@@ -53,9 +53,9 @@ class WeightPrediction:
         self._forecast.steps = value
 
     @property
-    def decaying(self) -> bool:
+    def damped(self) -> bool:
         """Whether it walks Σ β₁ᵏ displacements instead of s."""
-        return self._forecast.decaying
+        return self._forecast.damped
 
     @property
     def weight_decay(self) -> bool:

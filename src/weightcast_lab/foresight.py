@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightcast.displacement.reach import decaying_steps
+from weightcast.displacement.reach import damped_steps
 
 SAMPLES = 24
 """Forecasts that are made in an epoch, about."""
@@ -102,7 +102,7 @@ class Foresight:
         found["multiple"].append(product / size**2)
         group = self.optimizer.param_groups[0]
         has_momentum = "betas" in group or "momentum" in group
-        reach = decaying_steps(horizon, group) if has_momentum else 0.0
+        reach = damped_steps(horizon, group) if has_momentum else 0.0
         for name, multiple in (("error", float(horizon)), ("decaying error", reach)):
             found[name].append(float((multiple * update - moved).norm()) / way)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from rich.console import Group, RenderableType
 
-from weightcast.displacement.reach import decaying_steps
+from weightcast.displacement.reach import damped_steps
 from weightcast_lab.figures import Array, Theme, add_legend, figure_settings, panels_of
 from weightcast_lab.foresight import QUANTITIES
 from weightcast_lab.results import Results, computed_on, finished
@@ -70,7 +70,7 @@ TABLES = {
     "cosine": "Cosine of the last update and what the next s steps did",
     "multiple": "How many updates lead closest to the weights s steps later",
     "error": "Error of s updates, relative to what the s steps did (1: no better than staying)",
-    "decaying error": "Error of β₁ + … + β₁ˢ updates (`decaying`), likewise",
+    "decaying error": "Error of β₁ + … + β₁ˢ updates (`damped`), likewise",
 }
 
 
@@ -211,7 +211,7 @@ def _draw_perfect(
     panel.plot(s, s, color=theme.soft, linestyle="--", linewidth=1.2, label="s")
     for beta1 in beta1s:
         label = None if beta1 != DEFAULT_BETA1 or len(beta1s) > 1 else "β₁ + … + β₁ˢ"
-        reach = [decaying_steps(horizon, {"momentum": beta1}) for horizon in horizons]
+        reach = [damped_steps(horizon, {"momentum": beta1}) for horizon in horizons]
         panel.plot(s, reach, color=theme.soft, linestyle=":", linewidth=1.4, label=label)
     panel.set_ylim(top=min(max(1.25 * top, 2.0), 16.5))
 

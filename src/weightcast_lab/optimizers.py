@@ -280,8 +280,9 @@ def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
 class Method:
     """An optimizer, plain (`steps=None`) or with its weights predicted `steps` steps ahead.
 
-    It may have a learning rate of its own. `decaying` is that of `weightcast.attach`: the forecast
-    walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's momentum.
+    It may have a learning rate of its own. `decaying` is `damped` of `weightcast.attach`: the
+    forecast walks as far as momentum alone would in so many steps. `beta1` is its own β₁, or SGD's
+    momentum.
     `in_delays` says that `steps` counts delays: 1 looks as far ahead as the gradients are old.
     `part` is what is forecast of an optimizer that treats hidden matrices apart, as Muon does:
     `matrices` or the `rest`, and all where it is empty.
@@ -414,7 +415,7 @@ class Method:
                 if group["use_muon"] is not (self.part == "matrices"):
                     group["prediction_steps"] = 0
         steps = self.steps * delay if self.in_delays else self.steps
-        return weightcast.attach(model, optimizer, steps=steps, decaying=self.decaying)
+        return weightcast.attach(model, optimizer, steps=steps, damped=self.decaying)
 
     def memory(self, model: nn.Module, optimizer: Optimizer) -> float:
         """What the method keeps beside the weights, in multiples of their own bytes.

@@ -106,7 +106,7 @@ def test_skorch_callback_records() -> None:
     net.fit(*problem())
     assert net.history[:, "forecast_steps"] == [STEPS] * EPOCHS
     assert min(net.history[:, "forecast_length"]) > 0
-    net = net_of(for_skorch(decaying=True))
+    net = net_of(for_skorch(damped=True))
     net.fit(*problem())
     assert "forecast_length" not in net.history[-1]
 

@@ -535,8 +535,8 @@ def test_hugging_face_trainer_with_its_own_optimizer(tmp_path: Path) -> None:
 @pytest.mark.cell(
     "Hugging Face Trainer", "weightcast.AdamW in `optimizer_cls_and_kwargs`", "attach in a callback"
 )
-@pytest.mark.parametrize("eager", [False, True])
-def test_hugging_face_trainer_makes_our_optimizer(tmp_path: Path, eager: bool) -> None:
+@pytest.mark.parametrize("in_step", [False, True])
+def test_hugging_face_trainer_makes_our_optimizer(tmp_path: Path, in_step: bool) -> None:
     """R23, R32: from the class and its arguments, with the Trainer's own groups for decay."""
     transformers = pytest.importorskip("transformers")
 
@@ -547,7 +547,7 @@ def test_hugging_face_trainer_makes_our_optimizer(tmp_path: Path, eager: bool) -
     model = language_model()
     options = {"own_optimizer": True, "lr_scheduler_type": "constant"}
     trainer = hugging_face_trainer(model, tmp_path, EPOCHS, **options)
-    chosen = {"lr": 1e-2, "steps": STEPS, "eager": eager}
+    chosen = {"lr": 1e-2, "steps": STEPS, "in_step": in_step}
     trainer.optimizer_cls_and_kwargs = weightcast.AdamW, chosen
     trainer.add_callback(Forecast)
     trainer.train()

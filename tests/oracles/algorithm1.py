@@ -46,7 +46,7 @@ class Algorithm1:
         groups: Their hyper-parameters.
         amsgrad: Use the largest v̂ so far.
         eps_inside_root: The paper's √(v̂ + ε) instead of torch's √v̂ + ε.
-        decaying: Walk Σ β₁ᵏ displacements instead of s.
+        damped: Walk Σ β₁ᵏ displacements instead of s.
         predict_weight_decay: Include (1 - γλ)ˢ in the prediction.
         delay: Iteration t applies the gradient of iteration t - delay, taken at that one's θ̂ on its
             data; those before apply none.
@@ -57,7 +57,7 @@ class Algorithm1:
     groups: list[Group]
     amsgrad: bool = False
     eps_inside_root: bool = False
-    decaying: bool = False
+    damped: bool = False
     predict_weight_decay: bool = False
     delay: int = 0
     clip_norm: float = np.inf
@@ -84,7 +84,7 @@ class Algorithm1:
             return theta_hat
         for group in self.groups:
             s = group.steps
-            if self.decaying:
+            if self.damped:
                 s = sum(group.betas[0] ** k for k in range(1, round(s) + 1))
             for name in group.names:
                 if self.predict_weight_decay:

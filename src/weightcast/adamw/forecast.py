@@ -24,14 +24,14 @@ class AdamWForecast(Forecast):
     weight_decay = False
 
     def __init__(self, steps: float, optimizer: AdamW) -> None:
-        self.decaying = optimizer.decaying
+        self.damped = optimizer.damped
         self._optimizer: Callable[[], AdamW | None] = weakref.ref(optimizer)
-        self._steps = checked_steps(steps, "steps", self.decaying)
+        self._steps = checked_steps(steps, "steps", self.damped)
         self._settings_used: list[Any] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         detached = functools.partial(
-            OptimizerForecast, decaying=self.decaying, weight_decay=self.weight_decay
+            OptimizerForecast, damped=self.damped, weight_decay=self.weight_decay
         )
         return detached, (self.steps,)
 
@@ -49,7 +49,7 @@ class AdamWForecast(Forecast):
     @steps.setter
     def steps(self, value: float) -> None:
         optimizer = self._optimizer()
-        self._steps = checked_steps(value, "steps", self.decaying)
+        self._steps = checked_steps(value, "steps", self.damped)
         if optimizer is not None:
             for holder in (optimizer.defaults, *optimizer.param_groups):
                 holder[STEPS] = self._steps
@@ -62,7 +62,7 @@ class AdamWForecast(Forecast):
 
     @property
     def backward_pending(self) -> bool:
-        """Whether a backward may wait for θ̂; not between an eager step and the next forward."""
+        """Whether a backward may wait for θ̂; not after a step that ends there, until a forward."""
         optimizer = self._optimizer()
         return optimizer is not None and optimizer.backward_pending
 
@@ -70,7 +70,7 @@ class AdamWForecast(Forecast):
         """Move the weights to θ̂, as `AdamW.train`."""
         if (optimizer := self._optimizer()) is not None:
             groups = optimizer.param_groups
-            settings = settings_of_groups(groups, self.steps, self.decaying)
+            settings = settings_of_groups(groups, self.steps, self.damped)
             if not self.backward_pending or settings != self._settings_used:
                 self._settings_used = settings
                 optimizer.train()

@@ -28,13 +28,13 @@ class Launches:
     Args:
         state: The optimizer's.
         defaults: The optimizer's.
-        decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
+        damped: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
         keeps: Whether a copy of θ is kept while the weights are predicted.
     """
 
-    def __init__(self, state: Any, defaults: Group, decaying: bool, keeps: bool) -> None:
+    def __init__(self, state: Any, defaults: Group, damped: bool, keeps: bool) -> None:
         self.state, self._defaults = state, defaults
-        self._decaying, self.keeps = decaying, keeps
+        self._damped, self.keeps = damped, keeps
         self.groups: Sequence[Group] = ()  # all, with those that were taken away while predicted
         self.kept: dict[Tensor, Tensor] = {}  # memory of θ; it is θ while its group is predicted
         self.plans: Plans = {}  # the last launches of each kind
@@ -48,7 +48,7 @@ class Launches:
         lr = group["lr"] if lr is None else lr
         if isinstance(lr, Tensor) and lr.device.type == "cpu":
             lr = lr.item()
-        steps: Distance = reach(group, self._defaults[STEPS], self._decaying)
+        steps: Distance = reach(group, self._defaults[STEPS], self._damped)
         return steps * lr if steps else 0.0
 
     def watch(self, launch: Launch) -> None:
@@ -141,7 +141,7 @@ class Launches:
 
     def _is_torchs(self, group: Group) -> bool:
         """Whether this is the plain optimizer, which is torch's bit for bit."""
-        return not reach(group, self._defaults[STEPS], self._decaying)
+        return not reach(group, self._defaults[STEPS], self._damped)
 
     def _prepared(self, p: Tensor, group: Group) -> dict[str, Any]:
         """The state of a parameter: new, completed, or as it is."""

@@ -31,7 +31,7 @@ class AdamW(torch.optim.AdamW):
     torch's; state and checkpoints too: each loads the other's.
 
     Lazy (the default): after `step()` the weights are θ, and the next training forward moves them.
-    Eager: `step()` itself ends at θ̂, in the same pass and without a copy; the weights are θ
+    In step: `step()` itself ends at θ̂, in the same pass and without a copy; the weights are θ
     wherever `attach` puts them back (evaluating, saving), or after `eval()`. An average of the
     weights taken right after `step()` then sees θ̂, as does a forward of a mere part of the model:
     be lazy, or call `eval()` first. `state_dict()` too puts θ back, so that model and optimizer are
@@ -56,8 +56,8 @@ class AdamW(torch.optim.AdamW):
         fused: As in torch: for steps = 0, and to leave unscaling to the step under `GradScaler`.
         steps: s, how many steps to look ahead. It is kept, as the other hyper-parameters are, in
             the parameter groups: as `"prediction_steps"`.
-        decaying: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
-        eager: End each step at θ̂.
+        damped: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
+        in_step: The step itself makes the next forecast, and ends at θ̂.
         backup: What brings θ back when lazy: `"copy"`, bit for bit, at the price of one more copy
             of the weights, or `"recompute"`, θ = θ̂ + s·Δ, exact but for the last bit.
 
@@ -69,7 +69,7 @@ class AdamW(torch.optim.AdamW):
     Examples:
         >>> import torch, weightcast
         >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = weightcast.AdamW(model.parameters(), lr=0.1, steps=2, eager=True)
+        >>> optimizer = weightcast.AdamW(model.parameters(), lr=0.1, steps=2, in_step=True)
         >>> for _ in range(3):
         ...     loss = model(torch.ones(4, 2)).square().mean()
         ...     optimizer.zero_grad()
@@ -97,8 +97,8 @@ class AdamW(torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         steps: float = 3,
-        decaying: bool = False,
-        eager: bool = False,
+        damped: bool = False,
+        in_step: bool = False,
         backup: Literal["copy", "recompute"] = "copy",
     ) -> None:
         if differentiable:
@@ -108,8 +108,8 @@ class AdamW(torch.optim.AdamW):
             )
         if backup not in ("copy", "recompute"):
             raise InvalidArgumentError(f"backup must be 'copy' or 'recompute', got {backup!r}.")
-        steps = checked_steps(steps, "steps", decaying)
-        self._decaying, self._eager, self._backup = decaying, eager, backup
+        steps = checked_steps(steps, "steps", damped)
+        self._damped, self._in_step, self._backup = damped, in_step, backup
         super().__init__(
             params,
             lr,
@@ -137,7 +137,7 @@ class AdamW(torch.optim.AdamW):
     def __getstate__(self) -> dict[str, Any]:
         """A copy is at θ."""
         self.eval()
-        settings = {name: getattr(self, name) for name in ("_decaying", "_eager", "_backup")}
+        settings = {name: getattr(self, name) for name in ("_damped", "_in_step", "_backup")}
         return super().__getstate__() | settings
 
     def __del__(self) -> None:
@@ -177,21 +177,21 @@ class AdamW(torch.optim.AdamW):
         return self._weights
 
     def _forget(self) -> None:
-        keeps = not self._eager and self._backup == "copy"
-        self._weights = Weights(Launches(self.state, self.defaults, self._decaying, keeps))
+        keeps = not self._in_step and self._backup == "copy"
+        self._weights = Weights(Launches(self.state, self.defaults, self._damped, keeps))
         self._unused = 0  # steps since the last forecast
 
     # --- what was asked for: it stays ------------------------------------------------------------
 
     @property
-    def decaying(self) -> bool:
+    def damped(self) -> bool:
         """Whether it walks Σ β₁ᵏ displacements instead of s."""
-        return self._decaying
+        return self._damped
 
     @property
-    def eager(self) -> bool:
+    def in_step(self) -> bool:
         """Whether each step ends at θ̂."""
-        return self._eager
+        return self._in_step
 
     @property
     def backup(self) -> str:
@@ -213,7 +213,8 @@ class AdamW(torch.optim.AdamW):
     def train(self) -> None:
         """Move the weights to θ̂ at the present `lr` and steps. Does nothing if they are there.
 
-        `attach` calls this before a training forward; without it, call it yourself, or be eager.
+        `attach` calls this before a training forward; without it, call it yourself, or pass
+        `in_step=True`.
         """
         self._unused, weights = -1, self._present()
         weights.move(self.param_groups, list(map(weights.launches.distance, self.param_groups)))
@@ -239,12 +240,12 @@ class AdamW(torch.optim.AdamW):
         *,
         next_lr: float | Sequence[float] | None = None,
     ) -> Any:
-        """Update θ by the gradients, from wherever the weights are; eager, move on to θ̂.
+        """Update θ by the gradients, from wherever the weights are; in step, move on to θ̂.
 
         Args:
             closure: Computes and returns the loss; it runs at θ̂.
             next_lr: The learning rate of the coming step, one or one per group, where the loop
-                knows it already. Eager, the forecast is then made with it at once; else `attach`
+                knows it already. In step, the forecast is then made with it at once; else `attach`
                 corrects the forecast before the next forward if a scheduler changes the rate, which
                 costs one pass.
 
@@ -269,14 +270,14 @@ class AdamW(torch.optim.AdamW):
                 f"got {len(rates)}."
             )
         self._unused += 1
-        if self._unused == 2 and not self._eager and any(g[STEPS] for g in groups):
+        if self._unused == 2 and not self._in_step and any(g[STEPS] for g in groups):
             warn(_UNUSED + self._weights.diagnostics.about)
         weights, scaling = (
             self._present(),
             (getattr(self, "grad_scale", None), getattr(self, "found_inf", None)),
         )
         thens = [
-            weights.launches.distance(group, rate) if self._eager else 0.0
+            weights.launches.distance(group, rate) if self._in_step else 0.0
             for group, rate in zip(groups, rates, strict=True)
         ]
         weights.step(groups, thens, scaling)
@@ -288,5 +289,5 @@ register_rule(AdamW, decoupled_weight_decay=True, foreach=True)(adam)
 _UNUSED = (
     "weightcast.AdamW has not forecast so far: step() ran twice at the true weights. Call "
     "weightcast.attach(model, optimizer) with the module that the loop calls in training mode, or "
-    "optimizer.train() before each forward, or pass eager=True."
+    "optimizer.train() before each forward, or pass in_step=True."
 )

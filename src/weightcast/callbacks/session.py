@@ -51,12 +51,12 @@ class Session:
         """What is worth a log: the steps, and the length ‖θ̂ - θ‖ of the next forecast.
 
         Reading them waits for the device. Of sharded parameters only this process's part counts.
-        With `decaying=True` there are the steps alone.
+        With `damped=True` there are the steps alone.
         """
         if not self.predictions:
             return {}
         numbers = {"forecast_steps": self.predictions[0].steps}
-        if not self.settings.get("decaying"):
+        if not self.settings.get("damped"):
             numbers["forecast_length"] = self._length()
         return numbers
 

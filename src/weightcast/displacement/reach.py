@@ -18,17 +18,17 @@ MAX_STEPS = 100.0
 """Largest |steps|: the forecast extrapolates one update and is useful for a few steps only."""
 
 
-def checked_steps(value: Any, name: str, decaying: bool) -> float:
+def checked_steps(value: Any, name: str, damped: bool) -> float:
     """A number of steps to look ahead, as a float.
 
     Raises:
         InvalidTypeError: it is not a number.
-        InvalidArgumentError: it is NaN, infinite (unless decaying) or beyond ±100.
+        InvalidArgumentError: it is NaN, infinite (unless damped) or beyond ±100.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidTypeError(f"{name} must be a number, got {value!r}.")
     steps = float(value)
-    if math.isnan(steps) or (abs(steps) > MAX_STEPS and not (decaying and math.isinf(steps))):
+    if math.isnan(steps) or (abs(steps) > MAX_STEPS and not (damped and math.isinf(steps))):
         raise InvalidArgumentError(
             f"{name} must be a number of optimizer steps between -{MAX_STEPS:g} and "
             f"{MAX_STEPS:g} (1 to 3 is usual), got {value!r}."
@@ -47,26 +47,26 @@ def take_over_steps(groups: list[Group]) -> None:
             del group[STEPS]
 
 
-def reach(group: Group, steps: float, decaying: bool) -> float:
+def reach(group: Group, steps: float, damped: bool) -> float:
     """How many displacements to walk in this group; its own `"prediction_steps"` wins.
 
     Raises:
-        InvalidArgumentError, InvalidTypeError: as `checked_steps`, `decaying_steps`.
+        InvalidArgumentError, InvalidTypeError: as `checked_steps`, `damped_steps`.
     """
     own = group.get(STEPS)
     if own is not None:
-        steps = checked_steps(own, "a group's prediction_steps", decaying)
-    return decaying_steps(steps, group) if decaying else steps
+        steps = checked_steps(own, "a group's prediction_steps", damped)
+    return damped_steps(steps, group) if damped else steps
 
 
-def settings_of_groups(groups: list[Group], steps: float, decaying: bool) -> list[Any]:
+def settings_of_groups(groups: list[Group], steps: float, damped: bool) -> list[Any]:
     """What a prediction depends on besides the optimizer's state."""
     rates = [group.get("lr") for group in groups]
     versions = [(id(r), r._version) if isinstance(r, Tensor) else r for r in rates]
-    return [*(reach(group, steps, decaying) for group in groups), *versions]
+    return [*(reach(group, steps, damped) for group in groups), *versions]
 
 
-def decaying_steps(steps: float, group: Group) -> float:
+def damped_steps(steps: float, group: Group) -> float:
     """The displacements that momentum alone would still walk in `steps` steps: Σ β₁ᵏ, k = 1..s.
 
     With no further gradient the k-th next displacement is about β₁ᵏ·Δ. The closed form
@@ -77,7 +77,7 @@ def decaying_steps(steps: float, group: Group) -> float:
     """
     if "betas" not in group and "momentum" not in group:
         raise InvalidArgumentError(
-            "decaying=True needs an optimizer with betas or momentum; this parameter group has "
+            "damped=True needs an optimizer with betas or momentum; this parameter group has "
             f"only {sorted(key for key in group if key != 'params')}."
         )
     beta = float(group["betas"][0] if "betas" in group else group["momentum"])

@@ -5,7 +5,9 @@
 | `model(...)` in training mode with gradients enabled | θ̂ = θ - s·Δ |
 | `model(...)` in training mode under `no_grad` | what they are: θ after a step |
 | `model(...)` in eval mode | θ, during that forward |
-| `optimizer.step()` begins | θ; a closure runs at θ̂ |
+| `optimizer.step()` begins | θ, also for hooks of others; a closure runs at θ̂ |
+| `with prediction.true_weights():` | θ, and then what they were |
+| a layer merges or unmerges (LoRA) | θ |
 | `state_dict()`, loading, `copy.deepcopy`, pickling | θ; a copy is plain and unattached |
 
 Between `step()` and the next training forward the weights are θ: averaging, logging, saving and

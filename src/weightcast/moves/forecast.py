@@ -40,10 +40,10 @@ class OptimizerForecast(Forecast):
         optimizer: Optimizer | None = None,
         rule: Rule = OBSERVED_RULE,
         *,
-        decaying: bool = False,
+        damped: bool = False,
         weight_decay: bool = False,
     ) -> None:
-        self.decaying, self.weight_decay = decaying, weight_decay
+        self.damped, self.weight_decay = damped, weight_decay
         self._optimizer: Callable[[], Optimizer | None] = nothing
         self.steps = steps
         if optimizer is not None:
@@ -61,7 +61,7 @@ class OptimizerForecast(Forecast):
 
     def __reduce__(self) -> tuple[Any, ...]:
         detached = functools.partial(
-            OptimizerForecast, decaying=self.decaying, weight_decay=self.weight_decay
+            OptimizerForecast, damped=self.damped, weight_decay=self.weight_decay
         )
         return detached, (self.steps,)
 
@@ -77,7 +77,7 @@ class OptimizerForecast(Forecast):
 
     @steps.setter
     def steps(self, value: float) -> None:
-        self._steps = checked_steps(value, "steps", self.decaying)
+        self._steps = checked_steps(value, "steps", self.damped)
         if (optimizer := self._optimizer()) is not None:
             take_over_steps(optimizer.param_groups)
 
@@ -95,7 +95,7 @@ class OptimizerForecast(Forecast):
         """Move the weights from θ to θ̂. Does nothing if they are there."""
         if (optimizer := self._optimizer()) is None:
             return
-        settings = settings_of_groups(optimizer.param_groups, self._steps, self.decaying)
+        settings = settings_of_groups(optimizer.param_groups, self._steps, self.damped)
         if self._is_predicted:
             if self.others_stepped:  # else what was written may be put back: a climb, an average
                 self.others_stepped = False
@@ -240,7 +240,7 @@ class OptimizerForecast(Forecast):
     # --- moving ----------------------------------------------------------------------------------
 
     def _reach(self, group: Group) -> float:
-        return reach(group, self._steps, self.decaying)
+        return reach(group, self._steps, self.damped)
 
     def _rule_of(self, group: Group) -> Rule:
         return self._rule if self._rule.when(group) else OBSERVED_RULE
