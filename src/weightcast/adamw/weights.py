@@ -54,7 +54,6 @@ class Weights:
         rows = zip(groups, thens, strict=True)
         self._go([(g, then) for g, then in rows if not is_same(self._now(g), then)])
 
-    @untraced
     def step(self, groups: Sequence[Group], thens: Sequence[Distance], scaling: Scaling) -> None:
         """Update θ by the gradients, and move to `then` times Δ/γ ahead of it."""
         self._settle(groups)
