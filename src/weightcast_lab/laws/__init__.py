@@ -1,0 +1,1 @@
+"""Why a forecast works, and how far to look, on a quadratic and on a network."""
