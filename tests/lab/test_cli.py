@@ -251,7 +251,7 @@ def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(t
     ("arguments", "sentence"),
     [
         (("--task", "digit"), "did you mean 'digits'?"),
-        (("--task", "xyz"), "choose one of cifar10, digits, ptb, text"),
+        (("--task", "xyz"), "choose one of cifar10, digits, ptb, ptb_characters, text"),
         (("--optimizer", "adanw"), "did you mean 'adamw'?"),
         (("--baseline", "nadam"), "did you mean 'nadamw'?"),
         (("--steps", "1,x"), "not a list of numbers"),
