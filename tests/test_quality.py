@@ -186,6 +186,7 @@ def test_importing_is_cheap() -> None:
         ("docs/results.md", "results/digits", False),
         ("docs/results.md", "results/foresight", False),
         ("docs/delays.md", "results/delay", True),
+        ("docs/answers.md", "results/trials", False),
         ("docs/reproduction.md", "results/desk", False),
         ("docs/reproduction.md", "results/paper", False),
     ],

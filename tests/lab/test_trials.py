@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -395,3 +397,36 @@ def test_the_report_shows_every_question(studied) -> None:
     console.print(report.terminal(experiments))
     assert "Steps saved" in console.file.getvalue()
     assert {"tables.md", "nadamw-usual.png", "muon-best.png"} <= set(report.files(experiments))
+
+
+# --- what is published ---------------------------------------------------------------------------
+
+
+def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
+    """docs/answers.md, recomputed from the lines of the runs with numpy and scipy alone."""
+    folder, page = Path("results/trials/long-cosine"), Path("docs/answers.md").read_text("utf-8")
+    losses: dict[str, dict[int, float]] = {}
+    for line in (folder / "final/runs.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        name = run["method"].rpartition("-lr")[0]
+        losses.setdefault(name, {})[run["seed"]] = run["readings"]["true"]["test"]
+
+    def change(name: str, reference: str) -> tuple[float, str]:
+        seeds = sorted(losses[name].keys() & losses[reference].keys())
+        assert len(seeds) == 5
+        own, base = (np.log([losses[n][s] for s in seeds]) for n in (name, reference))
+        low, high = stats.ttest_rel(own, base).confidence_interval(0.95)
+        parts = [100 * math.expm1(x) for x in ((low + high) / 2, low, high)]
+        mean, low, high = (f"{x:+.1f}".replace("-", "−") for x in parts)
+        return parts[0], f"{mean} [{low}, {high}]"
+
+    for name, label, reference, sentence in (
+        ("adamw-s3", "AdamW s=3", "adamw", "ahead end {} % below AdamW,"),
+        ("adamw-s3", "AdamW s=3", "nadamw_mu", "and {} % below NAdamW with a constant"),
+        ("muon-s3", "Muon s=3", "muon_nesterov", "{} % below Muon-Nesterov as it is shipped"),
+        ("muon-s3", "Muon s=3", "muon_nesterov-s3-rest", "and {} % below the fairest rival"),
+    ):
+        mean, cell = change(name, reference)
+        if reference != "muon_nesterov":  # that one is in no table of its own
+            assert re.search(rf"\| {label} \| (\*\*)?{re.escape(cell)}", page), cell
+        assert sentence.format(f"{-mean:.1f}") in " ".join(page.split())
