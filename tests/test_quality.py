@@ -181,10 +181,10 @@ def test_importing_is_cheap() -> None:
 @pytest.mark.parametrize(
     ("document", "results", "brief"),
     [
-        ("README.md", "results/study", True),
-        ("docs/results.md", "results/study", False),
-        ("docs/results.md", "results/digits", False),
-        ("docs/results.md", "results/foresight", False),
+        ("docs/results.md", "results/study", True),
+        ("docs/tables.md", "results/study", False),
+        ("docs/tables.md", "results/digits", False),
+        ("docs/tables.md", "results/foresight", False),
         ("docs/delays.md", "results/delay", True),
         ("docs/answers.md", "results/trials", False),
         ("docs/reproduction.md", "results/desk", False),
