@@ -11,6 +11,8 @@ do not show that (any more), the sentence has to be written again, and this says
 Two more: `trials/QUESTION/momentum` is at which momentum the second study answers by now, and
 `cost/FILES/COLUMN` the largest cost of a whole training step in those files of benchmarks/results/.
 
+No line begins with a mark: there it would end the paragraph.
+
 The repository's address is written too: pyproject.toml has it, all else repeats it.
 """
 

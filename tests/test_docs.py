@@ -143,6 +143,7 @@ def test_numbers_within_sentences_and_the_address_are_what_their_script_writes()
     marked = [page for page in script["PAGES"] if script["MARK"].search(page.read_text("utf-8"))]
     assert ROOT / "README.md" in marked
     for page in marked:
+        assert not re.search(r"^\s*<!--=", page.read_text("utf-8"), re.M), "it ends the paragraph"
         assert page.read_text("utf-8") == script["filled"](page.read_text("utf-8"))
     for path in script["WITH_ADDRESS"]:
         assert path.read_text("utf-8") == script["addressed"](path.read_text("utf-8"))
