@@ -17,7 +17,7 @@ import pytest
 
 import weightcast
 from tests.frameworks import matrix
-from weightcast_lab.report import insert
+from weightcast_lab.kinds import insert
 from weightcast_lab.results import load_results
 from weightcast_lab.tables import fill_document
 

@@ -267,7 +267,7 @@ def compare(
     )
     from weightcast_lab.environment import check_precision
     from weightcast_lab.optimizers import Hyperparameters, check_installed, check_learning_rate
-    from weightcast_lab.own import name_in, resolved
+    from weightcast_lab.plugins import name_in, resolved
     from weightcast_lab.tasks import DataSource, make_task, parse_options
     from weightcast_lab.train import Settings
 
@@ -752,7 +752,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw tables, pictures and page again from stored results."""
-    from weightcast_lab.report import in_latex, in_markdown, insert
+    from weightcast_lab.kinds import in_latex, in_markdown, insert
     from weightcast_lab.results import load_results
 
     if sum((markdown, latex, as_json, into is not None)) > 1:
@@ -775,7 +775,7 @@ def report(
 
 def _show(path: Path, folder: Path, as_json: bool = False) -> None:
     """Draw everything into the folder, and print the tables of a results file, or the file."""
-    from weightcast_lab.report import terminal_report, write_report
+    from weightcast_lab.kinds import terminal_report, write_report
     from weightcast_lab.results import load_results
 
     experiments = load_results(path)

@@ -14,7 +14,7 @@ import torch
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.files import FORMAT, digest_of, to_json, write_atomically
 from weightcast_lab.optimizers import Method
-from weightcast_lab.own import foreign, identity, name_in
+from weightcast_lab.plugins import foreign, identity, name_in
 from weightcast_lab.records import RunRecord
 from weightcast_lab.results import RUN_DEFAULTS
 from weightcast_lab.runner import Failures

@@ -19,7 +19,7 @@ from weightcast.displacement.reach import checked_steps
 from weightcast.displacement.rules import OBSERVED
 from weightcast_lab.environment import NOT_INSTALLED, installed_version
 from weightcast_lab.errors import LabError, unknown_name
-from weightcast_lab.own import is_own, load, name_in
+from weightcast_lab.plugins import is_own, load, name_in
 
 
 def _other(package: str, name: str) -> Any:

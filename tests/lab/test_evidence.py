@@ -14,8 +14,8 @@ from weightcast_lab.brief import brief, middle
 from weightcast_lab.errors import LabError
 from weightcast_lab.evidence import Answer, Effect, answers, asked, heaviest, versus_plain
 from weightcast_lab.figures import DARK, LIGHT, draw_delays, draw_rates, to_image
+from weightcast_lab.kinds import in_latex, in_markdown, insert, write_report
 from weightcast_lab.page import study_figures, study_page
-from weightcast_lab.report import in_latex, in_markdown, insert, write_report
 from weightcast_lab.statistics import MedianInterval
 from weightcast_lab.study import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
 from weightcast_lab.study_tables import (

@@ -10,7 +10,7 @@ from tests.lab.helpers import LineTask, finished_in
 from weightcast_lab.comparison import methods_to_compare, open_experiment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
-from weightcast_lab.own import resolved
+from weightcast_lab.plugins import resolved
 from weightcast_lab.records import RUNS
 from weightcast_lab.tasks import DataSource, make_task, parse_options
 from weightcast_lab.train import Settings

@@ -10,8 +10,8 @@ import pytest
 from weightcast_lab.errors import LabError
 from weightcast_lab.figures import DARK, LIGHT, draw, to_image
 from weightcast_lab.files import to_json
+from weightcast_lab.kinds import insert, write_report
 from weightcast_lab.page import html_page
-from weightcast_lab.report import insert, write_report
 from weightcast_lab.results import load_results, summarize
 from weightcast_lab.tables import csv_table, markdown_table, terminal_report
 

@@ -187,7 +187,7 @@ def small(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes longer than these runs: not where nobody looks."""
-    monkeypatch.setattr("weightcast_lab.report.write_report", lambda *_: [])
+    monkeypatch.setattr("weightcast_lab.kinds.write_report", lambda *_: [])
 
 
 def test_from_the_first_run_to_the_tables(weightcast, tmp_path, small, undrawn, one_thread):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError, unknown_name
-from weightcast_lab.own import foreign, is_own, load
+from weightcast_lab.plugins import foreign, is_own, load
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def foreign(problem: str) -> Iterator[None]:
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise LabError(f"{path} does not exist: name one of yours as path/to/file.py:name.")
-    name = f"weightcast_lab.own.{path.stem}"
+    name = f"weightcast_lab.plugins.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise LabError(f"{path} is no Python file: name one of yours as path/to/file.py:name.")
