@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.lab.helpers import LineTask, finished_in
-from weightcast_lab.comparison import methods_to_compare, open_experiment
+from weightcast_lab.cli.parsing import methods_to_compare
+from weightcast_lab.comparison import open_experiment
 from weightcast_lab.errors import LabError
 from weightcast_lab.optimizers import Method
 from weightcast_lab.plugins import resolved
