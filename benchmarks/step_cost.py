@@ -291,13 +291,13 @@ def training(name: str, device: str) -> tuple[nn.Module, Callable[[nn.Module], T
     """A network, and its loss on one batch."""
     torch.manual_seed(0)
     if name.startswith("ResNet-34"):
-        from weightcast_lab.models.cifar import build_network
+        from weightcast_lab.tasks.networks.cifar import build_network
 
         images, labels = torch.randn(64, 3, 32, 32).to(device), torch.randint(10, (64,)).to(device)
         network = build_network("resnet34").to(device)
         return network, lambda m: nn.functional.cross_entropy(m(images), labels)
     if name.startswith("LSTM"):
-        from weightcast_lab.models.lstm import LSTMLanguageModel, next_token_loss
+        from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel, next_token_loss
 
         tokens = torch.randint(10_000, (36, 20)).to(device)
         model = LSTMLanguageModel(10_000, 650, 1, 0.5).to(device)

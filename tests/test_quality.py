@@ -18,8 +18,8 @@ import pytest
 import weightcast
 from tests.frameworks import matrix
 from weightcast_lab.kinds import insert
-from weightcast_lab.results import load_results
-from weightcast_lab.tables import fill_document
+from weightcast_lab.report.tables import fill_document
+from weightcast_lab.results.loading import load_results
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "weightcast"

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.records import RUNS, RunRecord, append_lines, json_line
-from weightcast_lab.store import OLD_FORM, computing_in
+from weightcast_lab.results.records import RUNS, RunRecord, append_lines, json_line
+from weightcast_lab.running.folders import OLD_FORM, computing_in
 
 
 def convert(folder: Path, *, delete: bool = False) -> tuple[int, int]:

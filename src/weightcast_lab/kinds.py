@@ -8,16 +8,18 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from weightcast_lab import foresight_report, paper_tables, study_tables
-from weightcast_lab.brief import brief
 from weightcast_lab.errors import LabError
-from weightcast_lab.figures import LIGHT, draw, draw_panels, to_image
 from weightcast_lab.files import write_atomically
-from weightcast_lab.page import html_page, paper_page, study_figures, study_page
-from weightcast_lab.paper import comparisons, figures
-from weightcast_lab.results import Results, summarize
-from weightcast_lab.tables import csv_table, fill_document, markdown_report, markdown_table
-from weightcast_lab.tables import terminal_report as comparison_in_terminal
+from weightcast_lab.foresight import report as foresight_report
+from weightcast_lab.paper import tables as paper_tables
+from weightcast_lab.paper.comparison import comparisons, figures
+from weightcast_lab.report.drawing import LIGHT, draw, draw_panels, to_image
+from weightcast_lab.report.page import html_page, paper_page, study_figures, study_page
+from weightcast_lab.report.tables import csv_table, fill_document, markdown_report, markdown_table
+from weightcast_lab.report.tables import terminal_report as comparison_in_terminal
+from weightcast_lab.results.loading import Results, summarize
+from weightcast_lab.study import tables as study_tables
+from weightcast_lab.study.brief import brief
 from weightcast_lab.trials import report as trials_report
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import finished_in, without_seconds
-from weightcast_lab.comparison import open_experiment
 from weightcast_lab.files import digest_of
-from weightcast_lab.optimizers import OPTIMIZERS, Method
-from weightcast_lab.records import RUNS
-from weightcast_lab.results import load_results
+from weightcast_lab.methods.optimizers import OPTIMIZERS, Method
+from weightcast_lab.results.loading import load_results
+from weightcast_lab.results.records import RUNS
+from weightcast_lab.running.experiment import open_experiment
+from weightcast_lab.running.train import Cell, Settings, train
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.train import Cell, Settings, train
 
 SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.lab.helpers import finished_in, runs_in, without_seconds
 from tests.lab.test_runner import CELLS, SETTINGS, Recorder, jobs
-from weightcast_lab.cluster import check_address, run_on_ray
 from weightcast_lab.errors import LabError
-from weightcast_lab.runner import run_jobs
+from weightcast_lab.running.cluster import check_address, run_on_ray
+from weightcast_lab.running.workers import run_jobs
 
 # Ray's own warnings are none of ours
 pytestmark = pytest.mark.filterwarnings("default")

@@ -9,16 +9,17 @@ import pytest
 from scipy import stats
 
 from tests.lab.test_report import Links
-from weightcast_lab.advice import recommendations
-from weightcast_lab.brief import brief, middle
 from weightcast_lab.errors import LabError
-from weightcast_lab.evidence import Answer, Effect, answers, asked, heaviest, versus_plain
-from weightcast_lab.figures import DARK, LIGHT, draw_delays, draw_rates, to_image
 from weightcast_lab.kinds import in_latex, in_markdown, insert, write_report
-from weightcast_lab.page import study_figures, study_page
-from weightcast_lab.statistics import MedianInterval
-from weightcast_lab.study import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
-from weightcast_lab.study_tables import (
+from weightcast_lab.report.drawing import DARK, LIGHT, draw_delays, draw_rates, to_image
+from weightcast_lab.report.page import study_figures, study_page
+from weightcast_lab.report.tables import number
+from weightcast_lab.results.statistics import MedianInterval
+from weightcast_lab.study.advice import recommendations
+from weightcast_lab.study.answers import Answer, Effect, answers, asked, heaviest, versus_plain
+from weightcast_lab.study.brief import brief, middle
+from weightcast_lab.study.studies import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
+from weightcast_lab.study.tables import (
     change_text,
     csv_text,
     markdown,
@@ -28,8 +29,7 @@ from weightcast_lab.study_tables import (
     verdicts,
     without_text,
 )
-from weightcast_lab.tables import number
-from weightcast_lab.workload_rows import workload_rows
+from weightcast_lab.study.workload_rows import workload_rows
 
 NAMES = [method.name for method in STUDIES["core"].methods]
 WORKLOADS = ("one", "two", "three")

@@ -6,10 +6,10 @@ import torch
 pytest.importorskip("torchvision")
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.models import cifar
-from weightcast_lab.models.cifar import NETWORKS, build_network, parameter_count
-from weightcast_lab.models.lstm import LSTMLanguageModel
-from weightcast_lab.models.transformer import TransformerLanguageModel
+from weightcast_lab.tasks.networks import cifar
+from weightcast_lab.tasks.networks.cifar import NETWORKS, build_network, parameter_count
+from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel
+from weightcast_lab.tasks.networks.transformer import TransformerLanguageModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
 

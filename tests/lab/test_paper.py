@@ -9,15 +9,15 @@ import pytest
 from scipy import stats
 
 from tests.lab.test_report import Links
-from weightcast_lab.claims import claims
 from weightcast_lab.errors import LabError
-from weightcast_lab.figures import DARK, draw_panels
 from weightcast_lab.files import FORMAT, to_json
 from weightcast_lab.kinds import in_latex, terminal_report, write_report
-from weightcast_lab.paper import COLUMNS, comparisons, departures, figures
-from weightcast_lab.paper_tables import csv_text, latex, markdown, notes_of
-from weightcast_lab.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
-from weightcast_lab.results import load_results
+from weightcast_lab.paper.claims import claims
+from weightcast_lab.paper.comparison import COLUMNS, comparisons, departures, figures
+from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
+from weightcast_lab.paper.tables import csv_text, latex, markdown, notes_of
+from weightcast_lab.report.drawing import DARK, draw_panels
+from weightcast_lab.results.loading import load_results
 
 NETWORKS = [n for n in RECIPES if n != "vgg11_bn"]
 WHOLE = {

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from weightcast_lab.optimizers import Method
-from weightcast_lab.progress import ProgressDisplay, duration
-from weightcast_lab.records import RunRecord
+from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.results.records import RunRecord
+from weightcast_lab.running.progress import ProgressDisplay, duration
+from weightcast_lab.running.train import Cell, Job, Settings
 from weightcast_lab.tasks import DataSource
-from weightcast_lab.train import Cell, Job, Settings
 
 DONE = RunRecord("configuration", "adamw", 0, {"step": [0]})
 

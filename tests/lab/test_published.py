@@ -12,8 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
-from weightcast_lab.protocol import TABLES
-from weightcast_lab.results import load_results
+from weightcast_lab.paper.protocol import TABLES
+from weightcast_lab.results.loading import load_results
 
 ROOT = Path(__file__).parents[2]
 FORECASTS = (

@@ -14,12 +14,12 @@ import pytest
 
 from tests.lab.helpers import runs_in
 from tests.lab.test_runner import CELLS, jobs
-from weightcast_lab import records
 from weightcast_lab.convert_runs import convert
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import Method, exact
-from weightcast_lab.records import RUNS, FinishedRuns, RunRecord, append_lines, read_runs
-from weightcast_lab.train import Cell
+from weightcast_lab.methods.optimizers import Method, exact
+from weightcast_lab.results import records
+from weightcast_lab.results.records import RUNS, FinishedRuns, RunRecord, append_lines, read_runs
+from weightcast_lab.running.train import Cell
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.discovery import DEVICE
 from weightcast_lab.errors import LabError
-from weightcast_lab.protocol import (
+from weightcast_lab.paper.protocol import (
     BASELINE,
     METHODS,
     PRESETS,
@@ -15,8 +15,8 @@ from weightcast_lab.protocol import (
     networks_named,
     preset_named,
 )
-from weightcast_lab.results import load_results
-from weightcast_lab.runner import TaskLoader, compute, tell
+from weightcast_lab.results.loading import load_results
+from weightcast_lab.running.workers import TaskLoader, compute, tell
 from weightcast_lab.tasks import TASKS
 
 
@@ -71,7 +71,7 @@ def tiny(monkeypatch, small_text):
         },
     )
     # worker processes would miss the Penn Treebank that it is not
-    monkeypatch.setattr("weightcast_lab.runner.run_jobs", run_here)
+    monkeypatch.setattr("weightcast_lab.running.workers.run_jobs", run_here)
     return "--preset", "smoke", "--data", small_text, "--jobs", 1
 
 

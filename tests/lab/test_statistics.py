@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from weightcast_lab.statistics import (
+from weightcast_lab.results.statistics import (
     Interval,
     MedianInterval,
     holm,

@@ -8,7 +8,7 @@ import torch
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import to_json, write_atomically
-from weightcast_lab.store import RunFiles, computing_in, open_folder
+from weightcast_lab.running.folders import RunFiles, computing_in, open_folder
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_two_commands_in_one_folder_are_refused(tmp_path):
     """The other is another process, killed without mercy: the folder is free again at once."""
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from weightcast_lab.store import computing_in\n"
+        "from weightcast_lab.running.folders import computing_in\n"
         "with computing_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen(

@@ -11,12 +11,14 @@ import torch
 import weightcast
 from tests.lab.helpers import LineTask, finished_in
 from tests.lab.test_reproduction import run_here
-from weightcast_lab import optimizers, study
 from weightcast_lab.environment import NOT_INSTALLED
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
-from weightcast_lab.results import load_results
-from weightcast_lab.study import (
+from weightcast_lab.methods import optimizers
+from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
+from weightcast_lab.results.loading import load_results
+from weightcast_lab.study import studies as study
+from weightcast_lab.study.search import Choice, choose
+from weightcast_lab.study.studies import (
     DELAY_QUESTIONS,
     LATE,
     METHODS,
@@ -33,7 +35,6 @@ from weightcast_lab.study import (
     rounds_of,
 )
 from weightcast_lab.tasks import TASKS
-from weightcast_lab.tuning import Choice, choose
 
 PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 
@@ -179,8 +180,10 @@ def small(monkeypatch):
     more = Study("a look-ahead", ("line",), ((METHODS["adamw"], METHODS["nadamw"]),), one.design)
     monkeypatch.setitem(STUDIES, "more", more)
     # worker processes would miss the task that is not there
-    monkeypatch.setattr("weightcast_lab.runner.run_jobs", run_here)
-    monkeypatch.setattr("weightcast_lab.runner.gc.collect", lambda: 0)  # slow in a large process
+    monkeypatch.setattr("weightcast_lab.running.workers.run_jobs", run_here)
+    monkeypatch.setattr(
+        "weightcast_lab.running.workers.gc.collect", lambda: 0
+    )  # slow in a large process
     return one
 
 
@@ -287,7 +290,7 @@ def test_a_search_goes_beyond_its_grid_as_long_as_the_best_rate_is_an_edge(
 def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
     weightcast, tmp_path, small, undrawn, monkeypatch
 ):
-    from weightcast_lab.runner import compute
+    from weightcast_lab.running.workers import compute
 
     def with_a_failure(job, *rest):
         if job.cell.method.name == "adamw-s1" and job.cell.seed == 101:

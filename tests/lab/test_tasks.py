@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.models.lstm import LSTMLanguageModel
 from weightcast_lab.tasks import TASKS, DataSource, make_task
 from weightcast_lab.tasks.docs_text import character_corpus
 from weightcast_lab.tasks.language import perplexity
+from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel
 from weightcast_lab.tasks.ptb import PUBLISHED, read_words, word_corpus
 
 GENERATOR = torch.Generator()

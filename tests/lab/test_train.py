@@ -19,10 +19,10 @@ from tests.oracles.algorithm1 import Algorithm1, Group
 from tests.test_algorithm1 import NAMES, Network, batches, initial_weights
 from weightcast_lab.environment import environment
 from weightcast_lab.errors import LabError
-from weightcast_lab.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
-from weightcast_lab.records import RUNS
+from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
+from weightcast_lab.results.records import RUNS
+from weightcast_lab.running.train import Cell, Settings, train
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.train import Cell, Settings, train
 
 
 class Killed(BaseException):
@@ -381,7 +381,7 @@ def train_digits(folder, killed_at=None, seconds=0.0):
 def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path):
     """Wherever it hits: in a step, in an evaluation, in the writing of a checkpoint."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["weightcast_lab.train", "sklearn.datasets"])
+    processes.set_forkserver_preload(["weightcast_lab.running.train", "sklearn.datasets"])
     undisturbed = processes.Process(target=train_digits, args=(tmp_path / "undisturbed",))
     undisturbed.start()
     cell = Cell(Method("adamw", 3.0), 0)

@@ -19,14 +19,14 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
-from weightcast_lab.comparison import save_results
-from weightcast_lab.optimizers import Method
-from weightcast_lab.readings import Averages
-from weightcast_lab.records import RunRecord
-from weightcast_lab.results import load_results
-from weightcast_lab.statistics import holm, p_value
+from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.results.loading import load_results
+from weightcast_lab.results.records import RunRecord
+from weightcast_lab.results.statistics import holm, p_value
+from weightcast_lab.running.experiment import save_results
+from weightcast_lab.running.readings import Averages
+from weightcast_lab.running.train import cosine_factor
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.train import cosine_factor
 from weightcast_lab.trials import page, report
 from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
@@ -116,8 +116,8 @@ def _two_steps(name: str, **options: float) -> list[torch.Tensor]:
 
 def test_muons_nesterov_is_its_look_ahead_by_beta() -> None:
     """m + β·(m - m_before) is Nesterov's form; more ahead is something else."""
-    from weightcast_lab.muon import MuonInside
-    from weightcast_lab.optimizers import _muon
+    from weightcast_lab.methods.muon import MuonInside
+    from weightcast_lab.methods.optimizers import _muon
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 2))

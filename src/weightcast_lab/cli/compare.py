@@ -167,12 +167,16 @@ def compare(
         parse_numbers,
         with_learning_rates,
     )
-    from weightcast_lab.comparison import content_of, open_experiment
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.optimizers import Hyperparameters, check_installed, check_learning_rate
+    from weightcast_lab.methods.optimizers import (
+        Hyperparameters,
+        check_installed,
+        check_learning_rate,
+    )
     from weightcast_lab.plugins import name_in, resolved
+    from weightcast_lab.running.experiment import content_of, open_experiment
+    from weightcast_lab.running.train import Settings
     from weightcast_lab.tasks import DataSource, make_task, parse_options
-    from weightcast_lab.train import Settings
 
     task = resolved(task)
     methods = methods_to_compare(

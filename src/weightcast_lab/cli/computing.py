@@ -19,8 +19,8 @@ from rich.console import Console
 from weightcast_lab.cli.report import show
 
 if TYPE_CHECKING:
-    from weightcast_lab.records import FinishedRuns, RunRecord
-    from weightcast_lab.train import Job
+    from weightcast_lab.results.records import FinishedRuns, RunRecord
+    from weightcast_lab.running.train import Job
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Done:
         **about: Any,
     ) -> None:
         """Save and show what there is, say what is left, and end with code 1 if runs failed."""
-        from weightcast_lab.comparison import save_results
+        from weightcast_lab.running.experiment import save_results
 
         if self.results:
             found = contents(self.results, self.failures)
@@ -63,8 +63,8 @@ _GO_ON = "{}: {} of {} runs are finished; the same command goes on from there."
 
 def chosen_device_of(name: str, on: str | None) -> str:
     """The device to compute on, here or on the cluster."""
-    from weightcast_lab.cluster import check_address
     from weightcast_lab.environment import device_named
+    from weightcast_lab.running.cluster import check_address
 
     if on is not None:
         check_address(on)
@@ -78,15 +78,15 @@ def end_of(minutes: float | None) -> float:
 
 def keep_others_out(context: typer.Context, folder: Path) -> None:
     """Until this command ends no other computes in the folder."""
-    from weightcast_lab.store import computing_in
+    from weightcast_lab.running.folders import computing_in
 
     context.with_resource(computing_in(folder))
 
 
 def finished_runs() -> FinishedRuns:
     """What is there already; damaged files are warned of on stderr."""
-    from weightcast_lab.progress import print_warning
-    from weightcast_lab.records import FinishedRuns
+    from weightcast_lab.results.records import FinishedRuns
+    from weightcast_lab.running.progress import print_warning
 
     return FinishedRuns(partial(print_warning, Console(stderr=True)))
 
@@ -104,10 +104,10 @@ def compute_all(
 
     `plan` says what the runs are, and how they are computed.
     """
-    from weightcast_lab.cluster import run_on_ray
-    from weightcast_lab.progress import ProgressDisplay
-    from weightcast_lab.runner import run_jobs
-    from weightcast_lab.store import remove_empty_folders
+    from weightcast_lab.running.cluster import run_on_ray
+    from weightcast_lab.running.folders import remove_empty_folders
+    from weightcast_lab.running.progress import ProgressDisplay
+    from weightcast_lab.running.workers import run_jobs
 
     console = Console(stderr=True)
     live = sys.stdout.isatty() and sys.stderr.isatty()
@@ -139,7 +139,7 @@ def compute_all(
 
 def say_missing(order: list[Job]) -> None:
     """Which of the runs are not finished, and how far they are."""
-    from weightcast_lab.progress import print_missing
+    from weightcast_lab.running.progress import print_missing
 
     finished = finished_runs().of(order)
     print_missing(Console(), [job for job in order if job not in finished], len(order))

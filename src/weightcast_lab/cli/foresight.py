@@ -57,8 +57,8 @@ def foresight(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import in_order
-    from weightcast_lab.foresight_study import contents_of, open_foresight
+    from weightcast_lab.foresight.settings import contents_of, open_foresight
+    from weightcast_lab.running.experiment import in_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)

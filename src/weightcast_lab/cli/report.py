@@ -51,7 +51,7 @@ def report(
 ) -> None:
     """Draw tables, pictures and page again from stored results."""
     from weightcast_lab.kinds import in_latex, in_markdown, insert
-    from weightcast_lab.results import load_results
+    from weightcast_lab.results.loading import load_results
 
     if sum((markdown, latex, as_json, into is not None)) > 1:
         raise LabError("--markdown, --latex, --json and --into exclude one another: give one.")
@@ -74,7 +74,7 @@ def report(
 def show(path: Path, folder: Path, as_json: bool = False) -> None:
     """Draw everything into the folder, and print the tables of a results file, or the file."""
     from weightcast_lab.kinds import terminal_report, write_report
-    from weightcast_lab.results import load_results
+    from weightcast_lab.results.loading import load_results
 
     experiments = load_results(path)
     files = write_report(experiments, folder)

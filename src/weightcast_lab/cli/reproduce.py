@@ -89,9 +89,9 @@ def reproduce(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.comparison import in_order
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.reproduction import Wanted, contents_of, open_reproduction
+    from weightcast_lab.paper.reproduction import Wanted, contents_of, open_reproduction
+    from weightcast_lab.running.experiment import in_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)

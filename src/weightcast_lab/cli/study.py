@@ -33,8 +33,8 @@ from weightcast_lab.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from weightcast_lab.records import RunRecord
-    from weightcast_lab.train import Job
+    from weightcast_lab.results.records import RunRecord
+    from weightcast_lab.running.train import Job
 
 
 EPILOG = (
@@ -84,11 +84,11 @@ def study(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.progress import print_phases
+    from weightcast_lab.running.progress import print_phases
+    from weightcast_lab.study.search import OpenStudy, contents_of, open_study
     from weightcast_lab.tasks import DataSource
     from weightcast_lab.trials.contents import contents_of as trial_contents
     from weightcast_lab.trials.search import OpenTrials, open_trials
-    from weightcast_lab.tuning import OpenStudy, contents_of, open_study
 
     chosen = list(dict.fromkeys(names or ["core"]))
     chosen_device = chosen_device_of(device, on)

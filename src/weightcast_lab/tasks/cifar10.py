@@ -28,8 +28,8 @@ from torch.nn.functional import cross_entropy, pad
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import write_atomically
-from weightcast_lab.models.cifar import NETWORKS, build_network
 from weightcast_lab.tasks import DataSource, Metric, Preset, Task
+from weightcast_lab.tasks.networks.cifar import NETWORKS, build_network
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
