@@ -8,18 +8,24 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from weightcast_lab.compare.figure import draw
+from weightcast_lab.compare.page import html_page
+from weightcast_lab.compare.summary import summarize
+from weightcast_lab.compare.tables import csv_table, markdown_report, markdown_table
+from weightcast_lab.compare.tables import terminal_report as comparison_in_terminal
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import write_atomically
 from weightcast_lab.foresight import report as foresight_report
 from weightcast_lab.paper import tables as paper_tables
 from weightcast_lab.paper.comparison import comparisons, figures
-from weightcast_lab.report.drawing import LIGHT, draw, draw_panels, to_image
-from weightcast_lab.report.page import html_page, paper_page, study_figures, study_page
-from weightcast_lab.report.tables import csv_table, fill_document, markdown_report, markdown_table
-from weightcast_lab.report.tables import terminal_report as comparison_in_terminal
-from weightcast_lab.results.loading import Results, summarize
+from weightcast_lab.paper.page import paper_page
+from weightcast_lab.report.drawing import LIGHT, draw_panels, to_image
+from weightcast_lab.report.tables import fill_document
+from weightcast_lab.results.loading import Results
 from weightcast_lab.study import tables as study_tables
 from weightcast_lab.study.brief import brief
+from weightcast_lab.study.figures import study_figures
+from weightcast_lab.study.page import study_page
 from weightcast_lab.trials import report as trials_report
 
 
@@ -113,7 +119,7 @@ def _reproduction_files(experiments: Sequence[Results]) -> dict[str, bytes]:
         contents[f"{table.key}.csv"] = paper_tables.csv_text(table).encode()
     for figure in figures(experiments):
         for form in ("png", "svg"):
-            drawn = draw_panels(figure.experiments, figure.column, LIGHT, columns=2)
+            drawn = draw_panels(figure.labelled, figure.column, LIGHT, columns=2)
             contents[f"{figure.key}.{form}"] = to_image(drawn, form)
     return contents
 

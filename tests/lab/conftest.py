@@ -10,9 +10,10 @@ import torch
 
 from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.train import Cell, Settings, train
+from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, Task
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("torchvision")
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.tasks import DataSource, cifar10, make_task
-from weightcast_lab.tasks.cifar10 import BATCHES, BINARY, BINARY_FOLDER, CLASSES, JPEG
+from weightcast_lab.tasks.cifar10_files import BATCHES, BINARY, BINARY_FOLDER, CLASSES, JPEG
 
 TRAINING, VALIDATION = 50, 10
 

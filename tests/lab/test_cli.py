@@ -11,11 +11,13 @@ import pytest
 
 from tests.lab.helpers import finished_in, without_seconds
 from weightcast_lab.files import digest_of
-from weightcast_lab.methods.optimizers import OPTIMIZERS, Method
+from weightcast_lab.methods.method import Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.train import Cell, Settings, train
+from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
 
 SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")

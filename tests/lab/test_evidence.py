@@ -11,24 +11,19 @@ from scipy import stats
 from tests.lab.test_report import Links
 from weightcast_lab.errors import LabError
 from weightcast_lab.kinds import in_latex, in_markdown, insert, write_report
-from weightcast_lab.report.drawing import DARK, LIGHT, draw_delays, draw_rates, to_image
-from weightcast_lab.report.page import study_figures, study_page
+from weightcast_lab.report.drawing import DARK, LIGHT, to_image
 from weightcast_lab.report.tables import number
 from weightcast_lab.results.statistics import MedianInterval
 from weightcast_lab.study.advice import recommendations
 from weightcast_lab.study.answers import Answer, Effect, answers, asked, heaviest, versus_plain
 from weightcast_lab.study.brief import brief, middle
-from weightcast_lab.study.studies import DELAY_QUESTIONS, METHODS, QUESTIONS, STUDIES
-from weightcast_lab.study.tables import (
-    change_text,
-    csv_text,
-    markdown,
-    median_text,
-    notes_of,
-    overall_text,
-    verdicts,
-    without_text,
-)
+from weightcast_lab.study.drawing import draw_delays, draw_rates
+from weightcast_lab.study.figures import study_figures
+from weightcast_lab.study.page import study_page
+from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS
+from weightcast_lab.study.studies import STUDIES
+from weightcast_lab.study.tables import csv_text, markdown, notes_of, verdicts
+from weightcast_lab.study.text import change_text, median_text, overall_text, without_text
 from weightcast_lab.study.workload_rows import workload_rows
 
 NAMES = [method.name for method in STUDIES["core"].methods]

@@ -9,10 +9,10 @@ import torch
 from tests.lab.helpers import finished_in, without_seconds
 from weightcast_lab.foresight import settings as foresight_study
 from weightcast_lab.foresight.settings import HORIZONS, settings
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.running.foresight import SAMPLES, Foresight
-from weightcast_lab.study.studies import WORKLOADS
+from weightcast_lab.study.workloads import WORKLOADS
 
 
 def watched(gradient_of, optimizer_of, steps=20, horizons=(1, 2, 3, 5)):

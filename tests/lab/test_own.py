@@ -9,11 +9,11 @@ import torch
 from tests.lab.helpers import LineTask, finished_in
 from weightcast_lab.cli.parsing import methods_to_compare
 from weightcast_lab.errors import LabError
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import resolved
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.train import Settings
+from weightcast_lab.running.jobs import Settings
 from weightcast_lab.tasks import DataSource, make_task, parse_options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

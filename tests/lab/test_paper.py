@@ -300,7 +300,7 @@ def test_figures_have_a_panel_for_each_network():
     one, two, three, four = figures(experiments)
     assert [one.column, two.column] == ["metric", "validation_loss"]
     assert [three.column, four.column] == ["validation_loss", "metric"]
-    drawn = draw_panels(one.experiments, one.column, DARK, columns=2)
+    drawn = draw_panels(one.labelled, one.column, DARK, columns=2)
     assert [a.get_title(loc="left") for a in drawn.axes] == [
         "VGG-11",
         "ResNet-34",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
+from weightcast_lab.running.jobs import Cell, Job, Settings
 from weightcast_lab.running.progress import ProgressDisplay, duration
-from weightcast_lab.running.train import Cell, Job, Settings
 from weightcast_lab.tasks import DataSource
 
 DONE = RunRecord("configuration", "adamw", 0, {"step": [0]})

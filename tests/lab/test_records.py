@@ -16,10 +16,11 @@ from tests.lab.helpers import runs_in
 from tests.lab.test_runner import CELLS, jobs
 from weightcast_lab.convert_runs import convert
 from weightcast_lab.errors import LabError
-from weightcast_lab.methods.optimizers import Method, exact
+from weightcast_lab.methods.method import Method, exact
 from weightcast_lab.results import records
-from weightcast_lab.results.records import RUNS, FinishedRuns, RunRecord, append_lines, read_runs
-from weightcast_lab.running.train import Cell
+from weightcast_lab.results.records import RUNS, RunRecord, append_lines, read_runs
+from weightcast_lab.running.finished import FinishedRuns
+from weightcast_lab.running.jobs import Cell
 
 ROOT = Path(__file__).parents[2]
 

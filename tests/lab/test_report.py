@@ -7,13 +7,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from weightcast_lab.compare.figure import draw
+from weightcast_lab.compare.page import html_page
+from weightcast_lab.compare.summary import summarize
+from weightcast_lab.compare.tables import csv_table, markdown_table, terminal_report
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import to_json
 from weightcast_lab.kinds import insert, write_report
-from weightcast_lab.report.drawing import DARK, LIGHT, draw, to_image
-from weightcast_lab.report.page import html_page
-from weightcast_lab.report.tables import csv_table, markdown_table, terminal_report
-from weightcast_lab.results.loading import load_results, summarize
+from weightcast_lab.report.drawing import DARK, LIGHT, to_image
+from weightcast_lab.results.loading import load_results
 
 LABELS = {"adamw": "AdamW", "adamw-s1": "AdamW s=1", "adamw-s3": "AdamW s=3", "nadamw": "NAdamW"}
 

@@ -7,9 +7,10 @@ import pytest
 
 from tests.lab.helpers import runs_in, without_seconds
 from weightcast_lab.errors import LabError
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.running import workers as runner
-from weightcast_lab.running.train import Cell, Job, Settings, train
+from weightcast_lab.running.jobs import Cell, Job, Settings
+from weightcast_lab.running.train import train
 from weightcast_lab.running.workers import TaskLoader, compute, run_jobs
 from weightcast_lab.tasks import DataSource, make_task
 

@@ -13,35 +13,22 @@ from tests.lab.helpers import LineTask, finished_in
 from tests.lab.test_reproduction import run_here
 from weightcast_lab.environment import NOT_INSTALLED
 from weightcast_lab.errors import LabError
-from weightcast_lab.methods import optimizers
-from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
+from weightcast_lab.methods.method import Hyperparameters, Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.loading import load_results
-from weightcast_lab.study import studies as study
+from weightcast_lab.study import protocol
+from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS, UNDELAYED, VARIANTS
 from weightcast_lab.study.search import Choice, choose
-from weightcast_lab.study.studies import (
-    DELAY_QUESTIONS,
-    LATE,
-    METHODS,
-    QUESTIONS,
-    SCALES,
-    SGD,
-    STUDIES,
-    UNDELAYED,
-    VARIANTS,
-    WORKLOADS,
-    Design,
-    Study,
-    Workload,
-    rounds_of,
-)
+from weightcast_lab.study.studies import SCALES, SGD, STUDIES, Design, Study, rounds_of
+from weightcast_lab.study.workloads import LATE, WORKLOADS, Workload
 from weightcast_lab.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 
 
 def test_the_page_is_the_protocol():
-    assert PAGE.read_text() == study.page()
-    tables = re.findall(r"(?:^\|.*\n)+", study.page(), re.M)
+    assert PAGE.read_text() == protocol.page()
+    tables = re.findall(r"(?:^\|.*\n)+", protocol.page(), re.M)
     assert len(tables) == 6
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
@@ -367,7 +354,9 @@ def test_a_study_of_delay_from_its_runs_to_its_questions(
 def test_a_missing_package_is_noticed_before_the_first_run(
     weightcast, tmp_path, monkeypatch, words
 ):
-    monkeypatch.setattr(optimizers, "installed_version", lambda package: NOT_INSTALLED)
+    monkeypatch.setattr(
+        "weightcast_lab.methods.method.installed_version", lambda package: NOT_INSTALLED
+    )
     said = weightcast(*words, "--out", tmp_path / "out")
     assert said.code == 2
     text = " ".join(said.err.split())

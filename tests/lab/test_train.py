@@ -19,9 +19,11 @@ from tests.oracles.algorithm1 import Algorithm1, Group
 from tests.test_algorithm1 import NAMES, Network, batches, initial_weights
 from weightcast_lab.environment import environment
 from weightcast_lab.errors import LabError
-from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY, Hyperparameters, Method
+from weightcast_lab.methods.method import Hyperparameters, Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.records import RUNS
-from weightcast_lab.running.train import Cell, Settings, train
+from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
 
 

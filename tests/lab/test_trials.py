@@ -19,11 +19,10 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
-from weightcast_lab.methods.optimizers import Method
-from weightcast_lab.results.loading import load_results
+from weightcast_lab.methods.method import Method
+from weightcast_lab.results.loading import load_results, save_results
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.results.statistics import holm, p_value
-from weightcast_lab.running.experiment import save_results
 from weightcast_lab.running.readings import Averages
 from weightcast_lab.running.train import cosine_factor
 from weightcast_lab.tasks import DataSource, make_task

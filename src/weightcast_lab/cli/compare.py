@@ -168,14 +168,11 @@ def compare(
         with_learning_rates,
     )
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.methods.optimizers import (
-        Hyperparameters,
-        check_installed,
-        check_learning_rate,
-    )
+    from weightcast_lab.methods.method import Hyperparameters, check_installed, check_learning_rate
     from weightcast_lab.plugins import name_in, resolved
-    from weightcast_lab.running.experiment import content_of, open_experiment
-    from weightcast_lab.running.train import Settings
+    from weightcast_lab.running.contents import content_of
+    from weightcast_lab.running.experiment import open_experiment
+    from weightcast_lab.running.jobs import Settings
     from weightcast_lab.tasks import DataSource, make_task, parse_options
 
     task = resolved(task)

@@ -19,8 +19,9 @@ from rich.console import Console
 from weightcast_lab.cli.report import show
 
 if TYPE_CHECKING:
-    from weightcast_lab.results.records import FinishedRuns, RunRecord
-    from weightcast_lab.running.train import Job
+    from weightcast_lab.results.records import RunRecord
+    from weightcast_lab.running.finished import FinishedRuns
+    from weightcast_lab.running.jobs import Job
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Done:
         **about: Any,
     ) -> None:
         """Save and show what there is, say what is left, and end with code 1 if runs failed."""
-        from weightcast_lab.running.experiment import save_results
+        from weightcast_lab.results.loading import save_results
 
         if self.results:
             found = contents(self.results, self.failures)
@@ -85,7 +86,7 @@ def keep_others_out(context: typer.Context, folder: Path) -> None:
 
 def finished_runs() -> FinishedRuns:
     """What is there already; damaged files are warned of on stderr."""
-    from weightcast_lab.results.records import FinishedRuns
+    from weightcast_lab.running.finished import FinishedRuns
     from weightcast_lab.running.progress import print_warning
 
     return FinishedRuns(partial(print_warning, Console(stderr=True)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from weightcast_lab.errors import LabError, unknown_name
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 
 
 def parse_numbers(text: str, option: str) -> list[float]:

@@ -34,7 +34,7 @@ from weightcast_lab.cli.options import (
 
 if TYPE_CHECKING:
     from weightcast_lab.results.records import RunRecord
-    from weightcast_lab.running.train import Job
+    from weightcast_lab.running.jobs import Job
 
 
 EPILOG = (

@@ -21,7 +21,8 @@ from weightcast_lab.report.tables import (
     terminal_notes,
     terminal_table,
 )
-from weightcast_lab.results.loading import Results, computed_on, finished
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import computed_on, finished
 from weightcast_lab.running.foresight import QUANTITIES
 
 DEFAULT_BETA1 = 0.9

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.experiment import Experiment, content_of, open_experiment
+from weightcast_lab.running.contents import content_of
+from weightcast_lab.running.experiment import Experiment, open_experiment
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.train import Job
+from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.workers import Failures
-from weightcast_lab.study.search import settings_of, tasks_of
-from weightcast_lab.study.studies import SIX, WORKLOADS, Workload
+from weightcast_lab.study.workloads import SIX, WORKLOADS, Workload, settings_of, tasks_of
 from weightcast_lab.tasks import DataSource
 
 HORIZONS = (1, 2, 3, 5, 8, 16)

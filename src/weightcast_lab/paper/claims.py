@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from weightcast_lab.paper.comparison import difference
 from weightcast_lab.paper.protocol import BASELINE, METHODS, TABLES
 from weightcast_lab.report.tables import number, tone
-from weightcast_lab.results.loading import Results, Run, measure
+from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.measures import measure
 from weightcast_lab.results.statistics import Interval
 
 FORECASTS = tuple(method.key for method in METHODS[1:])

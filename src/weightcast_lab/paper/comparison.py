@@ -16,7 +16,9 @@ from weightcast_lab.paper.protocol import (
     WEIGHT_DECAY,
     PrintedTable,
 )
-from weightcast_lab.results.loading import Results, Run, finished, measure, pairs
+from weightcast_lab.report.tables import shown
+from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.measures import finished, measure, pairs
 from weightcast_lab.results.statistics import Interval, mean_interval
 
 COLUMNS = (*METHODS, BASELINE)
@@ -161,6 +163,11 @@ class PaperFigure:
     column: str
     experiments: list[Results]
 
+    @property
+    def labelled(self) -> list[tuple[str, Results]]:
+        """Its experiments, each with the name of its network."""
+        return [(RECIPES[e["network"]].label, e) for e in self.experiments]
+
 
 def figures(experiments: Sequence[Results]) -> list[PaperFigure]:
     """Figures 1 to 4, as far as there are runs, once for each β₂."""
@@ -209,15 +216,6 @@ def departures(experiment: Results) -> list[str]:
 
 
 _PRINTED = {network for table in TABLES.values() for network in table.rows}
-
-
-def shown(value: object) -> str:
-    """A value of a configuration, for people."""
-    if isinstance(value, list | tuple):
-        return " and ".join(map(shown, value)) or "none"
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    return "none" if value is None else str(value)
 
 
 def _caption(experiments: dict[str, Results]) -> str:

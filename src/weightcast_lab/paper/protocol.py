@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightcast_lab.errors import unknown_name
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.methods.method import Method
 
 BETA1, BETA2 = 0.9, 0.9
 """β₁ and β₂ as printed; torch's default for β₂ is 0.999."""

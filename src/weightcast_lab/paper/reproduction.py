@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightcast_lab.methods.optimizers import Hyperparameters, exact
+from weightcast_lab.methods.method import Hyperparameters, exact
 from weightcast_lab.paper.protocol import (
     BASELINE,
     BETA1,
@@ -18,9 +18,10 @@ from weightcast_lab.paper.protocol import (
     preset_named,
 )
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.experiment import Experiment, content_of, open_experiment
+from weightcast_lab.running.contents import content_of
+from weightcast_lab.running.experiment import Experiment, open_experiment
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.train import Job, Settings
+from weightcast_lab.running.jobs import Job, Settings
 from weightcast_lab.running.workers import Failures
 from weightcast_lab.tasks import DataSource
 

@@ -30,7 +30,8 @@ from weightcast_lab.report.tables import (
     terminal_notes,
     terminal_table,
 )
-from weightcast_lab.results.loading import Results, computed_on
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import computed_on
 
 
 def cell_text(entry: Entry, decimals: int) -> str:

@@ -7,14 +7,13 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import write_atomically
-from weightcast_lab.results.loading import Quantity, Row, Summary
 from weightcast_lab.results.statistics import Interval
 
 NOTHING = "–"
@@ -35,62 +34,8 @@ def interval_text(interval: Interval | None, decimals: int, *, sign: bool = Fals
     return f"{text} ±\N{NO-BREAK SPACE}{number(interval.half_width, decimals)}"
 
 
-def steps_text(row: Row) -> str:
-    """`0.81`, and how many runs never got there."""
-    if row.compared == 0:
-        return NOTHING
-    if row.steps_ratio is None:
-        return f"not reached ({row.not_reached} of {row.compared})"
-    some = f" ({row.not_reached} of {row.compared} never)" if row.not_reached else ""
-    return number(row.steps_ratio, 2) + some
-
-
-def verdict(row: Row, quantity: Quantity, reference: Row) -> str:
-    """What the paired difference says, claiming nothing while its interval contains zero."""
-    difference, other = row.differences[quantity.key], reference.label
-    if difference is None:
-        return f"no pair of finished runs to compare with {other}"
-    if difference.half_width is None:
-        return f"one seed shows no difference to {other}, whatever the numbers"
-    found = tone_of(row, quantity)
-    return f"{found} than {other}" if found else f"no difference to {other} shown"
-
-
 Cell = tuple[str, str]
 """A text, and `better`, `worse`, `best` or nothing."""
-
-
-def table_cells(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
-    """The header and the rows of the main table."""
-    reference = summary.reference.label
-    header = [
-        "Method",
-        *(quantity.name[0].upper() + quantity.name[1:] for quantity in summary.quantities),
-        f"Final loss, paired difference to {reference}",
-        f"Steps to {reference}'s final loss",
-        "Seconds per run",
-    ]
-    loss = summary.quantities[0]
-    rows: list[list[Cell]] = []
-    for row in summary.rows:
-        problems = row.problems()
-        difference = interval_text(row.differences.get(loss.key), loss.decimals, sign=True)
-        rows.append(
-            [
-                (row.label + (f" ({problems})" if problems else ""), ""),
-                *((interval_text(row.values[q.key], q.decimals), "") for q in summary.quantities),
-                (difference, tone_of(row, loss)),
-                (steps_text(row), ""),
-                (NOTHING if row.seconds is None else number(row.seconds, 1), ""),
-            ]
-        )
-    return header, rows
-
-
-def markdown_table(summary: Summary) -> str:
-    """The main table in Markdown; differences whose interval excludes zero are bold."""
-    header, rows = table_cells(summary)
-    return markdown_rows(header, marked(rows))
 
 
 def marked(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
@@ -103,12 +48,6 @@ def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     whole = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in whole)
-
-
-def markdown_report(summary: Summary) -> str:
-    """The main table and its notes."""
-    notes = "".join(f"- {note}\n" for note in summary.notes)
-    return f"{markdown_table(summary)}\n{notes}"
 
 
 def fill_document(document: Path, name: str, filling: str) -> None:
@@ -141,35 +80,7 @@ def mean_and_width(interval: Interval | None) -> tuple[float | None, float | Non
     return (None, None) if interval is None else (interval.mean, interval.half_width)
 
 
-def csv_table(summary: Summary) -> str:
-    """One line per method, numbers in full."""
-    quantities, parts = summary.quantities, ("mean", "half width")
-    header = [
-        *("method", "finished", "diverged", "missing"),
-        *(f"{q.name} {part}" for q in quantities for part in parts),
-        *(f"{q.name} difference {part}" for q in quantities for part in parts),
-        *("steps ratio", "target not reached", "seconds"),
-    ]
-    rows = []
-    for row in summary.rows:
-        both = [source.get(q.key) for source in (row.values, row.differences) for q in quantities]
-        rows.append(
-            [
-                *(row.label, row.finished, len(row.diverged), row.missing),
-                *(cell for interval in both for cell in mean_and_width(interval)),
-                *(row.steps_ratio, row.not_reached, row.seconds),
-            ]
-        )
-    return csv_rows(header, rows)
-
-
 _STYLES = {"better": "bold green", "worse": "bold red", "best": "bold", "": ""}
-
-
-def terminal_report(summary: Summary) -> RenderableType:
-    """The main table with its notes."""
-    table = terminal_table(summary.title, *table_cells(summary))
-    return Group(table, *terminal_notes(summary.notes))
 
 
 def terminal_table(
@@ -200,13 +111,17 @@ def terminal_notes(notes: Iterable[str]) -> list[RenderableType]:
     return [Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)) for note in notes]
 
 
-def tone_of(row: Row, quantity: Quantity) -> str:
-    """What the row's paired difference is."""
-    return tone(row.differences.get(quantity.key), quantity.higher_is_better)
-
-
 def tone(difference: Interval | None, higher_is_better: bool) -> str:
     """`better` or `worse` if the paired interval excludes zero, else empty."""
     if difference is None or not difference.excludes_zero:
         return ""
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
+def shown(value: object) -> str:
+    """A value of a configuration, for people."""
+    if isinstance(value, list | tuple):
+        return " and ".join(map(shown, value)) or "none"
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return "none" if value is None else str(value)

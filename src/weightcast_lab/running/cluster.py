@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.running.train import Job
+from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.workers import (
     Failures,
     TaskLoader,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,11 @@ from typing import Any
 import torch
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.files import FORMAT, digest_of, to_json, write_atomically
-from weightcast_lab.methods.optimizers import Method
+from weightcast_lab.files import digest_of
+from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import foreign, identity, name_in
-from weightcast_lab.results.loading import RUN_DEFAULTS
-from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.train import Cell, Job, Settings
-from weightcast_lab.running.workers import Failures
+from weightcast_lab.running.jobs import Cell, Job, Settings
 from weightcast_lab.tasks import Task
 
 
@@ -97,48 +93,6 @@ def in_order(experiments: Sequence[Experiment]) -> list[Job]:
     return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
 
 
-def content_of(
-    experiment: Experiment, results: Mapping[Job, RunRecord], failures: Failures
-) -> dict[str, Any]:
-    """All that a report needs to know of an experiment."""
-    jobs = experiment.jobs()
-    own = [results[job] for job in jobs if job in results]
-    environments = distinct(e for record in own for e in record.environments)
-    return {
-        "key": experiment.key,
-        **experiment.about,
-        "configuration": experiment.configuration,
-        "methods": [
-            {
-                "key": m.key,
-                "label": m.label,
-                "optimizer": name_in(m.optimizer),
-                "steps": str(m.steps) if m.steps == math.inf else m.steps,  # JSON has no infinity
-                "learning rate": m.learning_rate or experiment.settings.learning_rate,
-            }
-            for m in experiment.methods
-        ],
-        "seeds": list(experiment.seeds),
-        "environments": environments,
-        "failures": [
-            {"method": job.cell.method.key, "seed": job.cell.seed, "reason": failures[job]}
-            for job in jobs
-            if job in failures
-        ],
-        "runs": [_compact(record, environments) for record in own],
-    }
-
-
-def save_results(
-    folder: Path, kind: str, experiments: Sequence[dict[str, Any]], **about: Any
-) -> Path:
-    """Write `results.json`: one small file with everything that a report needs."""
-    path = folder / "results.json"
-    content = {"format": FORMAT, "kind": kind, **about, "experiments": list(experiments)}
-    write_atomically(path, to_json(content))
-    return path
-
-
 def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
     """Everything that numbers depend on, except method, seed and machine."""
     hyperparameters = settings.hyperparameters
@@ -164,38 +118,4 @@ def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
         **({"delay": settings.delay} if settings.delay else {}),
         **({"cosine": True, "warm-up": settings.warmup} if settings.cosine else {}),
         **({"averages": list(settings.averages)} if settings.averages else {}),
-    }
-
-
-_COSTS = ("memory", "cpu_seconds", "processor", "package")
-"""What runs of earlier versions lack, or most runs."""
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in the order of their first appearance."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
-
-
-def _compact(record: RunRecord, environments: list[Any]) -> dict[str, Any]:
-    """What reports read of a run: with seven digits, and without what most runs have not."""
-
-    def shorten(value: Any) -> Any:
-        return float(f"{value:.7g}") if isinstance(value, float) else value
-
-    history = {name: list(map(shorten, column)) for name, column in record.history.items()}
-    history["seconds"] = [round(value, 2) for value in history["seconds"]]
-    test = {name: shorten(value) for name, value in record.test.items()}
-    costs = {name: shorten(getattr(record, name)) for name in _COSTS}
-    ends = {"diverged_at": record.diverged_at, "test": test}
-    return {
-        "method": record.method,
-        "seed": record.seed,
-        "environment": [environments.index(e) for e in record.environments],
-        "history": history,
-        **{name: value for name, value in costs.items() if value is not None},
-        **{name: value for name, value in ends.items() if value != RUN_DEFAULTS[name]},
     }

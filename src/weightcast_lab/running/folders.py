@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, Warn, cannot_be_written, to_json, write_atomically
-from weightcast_lab.results.records import OTHER, RUNS, RunRecord, append_lines, json_line
+from weightcast_lab.results.records import RUNS, RunRecord, append_lines, json_line
 
 OLD_FORM = "runs/*/seed-*/result.json"
 """How runs were kept before there was one file of them; see `convert_runs`."""
@@ -218,3 +218,6 @@ def _load_safely(payload: bytes | memoryview, device: torch.device) -> dict[str,
         io.BytesIO(payload), map_location=device, weights_only=True
     )
     return checkpoint
+
+
+OTHER = "has another configuration, or your file has changed"

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.train import Job
+from weightcast_lab.running.jobs import Job
 
 
 def print_warning(console: Console, message: str) -> None:

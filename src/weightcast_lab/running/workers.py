@@ -28,7 +28,8 @@ import torch
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import write_atomically
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.train import Job, train
+from weightcast_lab.running.jobs import Job
+from weightcast_lab.running.train import train
 from weightcast_lab.tasks import Task
 
 SECONDS_BETWEEN_REPORTS = 0.1

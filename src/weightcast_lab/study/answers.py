@@ -20,7 +20,7 @@ from weightcast_lab.study.pairs import (
     series_of,
     with_undelayed,
 )
-from weightcast_lab.study.studies import (
+from weightcast_lab.study.questions import (
     DELAY_QUESTIONS,
     METHODS,
     QUESTIONS,

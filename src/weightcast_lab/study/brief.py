@@ -7,21 +7,16 @@ import statistics
 from collections.abc import Sequence
 
 from weightcast_lab.report.tables import NOTHING, Cell, markdown_rows, marked, number
-from weightcast_lab.results.loading import Results, computed_on
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import computed_on
 from weightcast_lab.results.statistics import MedianInterval
 from weightcast_lab.study.answers import Answer, AnswerRow, answers, asked, heaviest
 from weightcast_lab.study.pairs import series_of
-from weightcast_lab.study.studies import AT_EVERY_DELAY, DELAYS
-from weightcast_lab.study.tables import (
-    about_edges,
-    about_nadamw,
-    counts,
-    effect_text,
-    median_text,
-    overall_text,
-    without_text,
-)
+from weightcast_lab.study.questions import AT_EVERY_DELAY
+from weightcast_lab.study.tables import about_edges, about_nadamw
+from weightcast_lab.study.text import counts, effect_text, median_text, overall_text, without_text
 from weightcast_lab.study.workload_rows import workload_rows
+from weightcast_lab.study.workloads import DELAYS
 
 IN_BRIEF = ("adamw", "look-ahead", "control")
 """The questions of the one table that says most: one family."""

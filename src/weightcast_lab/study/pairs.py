@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from weightcast_lab.results.loading import Results, Run, finished, pairs
-from weightcast_lab.running.experiment import distinct
-from weightcast_lab.study.studies import UNDELAYED, UNDELAYED_LABEL
+from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.measures import distinct, finished, pairs
+from weightcast_lab.study.questions import UNDELAYED, UNDELAYED_LABEL
 
 REFERENCE = "adamw"
 

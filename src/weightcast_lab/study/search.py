@@ -7,24 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightcast_lab.methods.optimizers import Method, check_installed
+from weightcast_lab.methods.method import Method, check_installed
+from weightcast_lab.results.measures import distinct
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.experiment import (
-    Experiment,
-    content_of,
-    distinct,
-    in_order,
-    open_experiment,
-)
+from weightcast_lab.running.contents import content_of
+from weightcast_lab.running.experiment import Experiment, in_order, open_experiment
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.train import Job, Settings
+from weightcast_lab.running.jobs import Job, Settings
 from weightcast_lab.running.workers import Failures
-from weightcast_lab.study.studies import WORKLOADS, Design, Round, Workload, rounds_of
+from weightcast_lab.study.studies import Design, Round, rounds_of
+from weightcast_lab.study.workloads import WORKLOADS, settings_of, tasks_of
 from weightcast_lab.tasks import DataSource, Task
 
 RunResults = Mapping[Job, RunRecord]
-
-NEEDS_DATA = ("ptb", "ptb_characters", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -214,33 +209,6 @@ def _opened(
 ) -> Experiment:
     label = f"{WORKLOADS[key].label} ({phase})"
     return open_experiment(key, settings, (), seeds, folder, task, label)
-
-
-def settings_of(workload: Workload, source: DataSource, device: str) -> Settings:
-    """How a workload is trained, for methods that have no learning rate of their own."""
-    return Settings(
-        task=workload.task,
-        source=source if workload.task in NEEDS_DATA else DataSource(),
-        learning_rate=workload.learning_rate,
-        batch_size=workload.batch_size,
-        epochs=workload.epochs,
-        device=device,
-        options=tuple(sorted(workload.options.items())),
-        hyperparameters=workload.hyperparameters,
-        milestones=workload.milestones,
-        clip_norm=workload.clip_norm,
-        delay=workload.delay,
-        cosine=workload.cosine,
-        warmup=workload.warmup,
-        averages=workload.averages,
-    )
-
-
-def tasks_of(settings: Mapping[str, Settings]) -> dict[str, Task]:
-    """What is trained, by the same names: what several train is loaded once."""
-    each = {one.trained: one for one in settings.values()}
-    made = {trained: one.make_task() for trained, one in each.items()}
-    return {key: made[one.trained] for key, one in settings.items()}
 
 
 def _searched(design: Design) -> dict[str, Any]:

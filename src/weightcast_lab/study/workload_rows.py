@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from weightcast_lab.results.loading import Results, Run, finished, measure, steps_ratio
+from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.measures import finished, measure, steps_ratio
 from weightcast_lab.results.statistics import (
     Interval,
     MedianInterval,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 
-from weightcast_lab.report.drawing import LIGHT, draw_forest, to_image
+from weightcast_lab.report.drawing import LIGHT, to_image
 from weightcast_lab.report.tables import (
     NOTHING,
     Cell,
@@ -18,11 +18,13 @@ from weightcast_lab.report.tables import (
     terminal_notes,
     terminal_table,
 )
-from weightcast_lab.results.loading import LOSS_DECIMALS, Results, computed_on
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import LOSS_DECIMALS, computed_on
 from weightcast_lab.running.readings import PREDICTED, TRUE
 from weightcast_lab.study.answers import Answer as Forest
-from weightcast_lab.study.studies import Question as Asked
-from weightcast_lab.study.tables import change_text, effect_text, in_percent, overall_text
+from weightcast_lab.study.drawing import draw_forest
+from weightcast_lab.study.questions import Question as Asked
+from weightcast_lab.study.text import change_text, effect_text, in_percent, overall_text
 from weightcast_lab.trials.answers import (
     Answer,
     Row,

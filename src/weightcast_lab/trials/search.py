@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightcast_lab.methods.optimizers import check_installed
+from weightcast_lab.methods.method import check_installed
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.experiment import Experiment, open_experiment
 from weightcast_lab.running.folders import open_folder
+from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.readings import TRUE, average_name
-from weightcast_lab.running.train import Job
-from weightcast_lab.study.search import Phase, settings_of, tasks_of
+from weightcast_lab.study.search import Phase
+from weightcast_lab.study.workloads import settings_of, tasks_of
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.trials.protocol import (
     COARSE,
