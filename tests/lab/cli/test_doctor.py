@@ -95,7 +95,7 @@ def test_all_else_says_what_to_install(words) -> None:
 
 
 def test_the_extra_lab_is_what_the_command_looks_for() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["weightcast"] == "weightcast_lab.__main__:main"
     names = {"pillow": "PIL", "scikit-learn": "sklearn"}
     wanted = [re.split("[<>=]", word)[0] for word in project["optional-dependencies"]["lab"]]

@@ -171,7 +171,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(weightcast, tmp_path, ti
             return "on_failure", "OutOfMemoryError: CUDA out of memory"
         return honest(job, *rest)
 
-    monkeypatch.setattr("tests.lab.test_reproduction.compute", with_a_failure)
+    monkeypatch.setattr("tests.lab.paper.test_reproduction.compute", with_a_failure)
     out = tmp_path / "out"
     done = weightcast("reproduce", "lstm1", *tiny, "--out", out)
     assert done.code == 1

@@ -11,7 +11,7 @@ from weightcast_lab.tasks.networks.cifar import NETWORKS, build_network, paramet
 from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel
 from weightcast_lab.tasks.networks.transformer import TransformerLanguageModel
 
-PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
+PAGE = Path(__file__).parents[3] / "docs" / "networks.md"
 
 # at full width and at a quarter
 PARAMETERS = {

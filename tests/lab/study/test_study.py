@@ -10,7 +10,7 @@ import torch
 
 import weightcast
 from tests.lab.helpers import LineTask, finished_in
-from tests.lab.test_reproduction import run_here
+from tests.lab.paper.test_reproduction import run_here
 from weightcast_lab.environment import NOT_INSTALLED
 from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Hyperparameters, Method
@@ -23,7 +23,7 @@ from weightcast_lab.study.studies import SCALES, SGD, STUDIES, Design, Study, ro
 from weightcast_lab.study.workloads import LATE, WORKLOADS, Workload
 from weightcast_lab.tasks import TASKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "study.md"
+PAGE = Path(__file__).parents[3] / "docs" / "study.md"
 
 
 def test_the_page_is_the_protocol():
@@ -153,7 +153,7 @@ def line(source):
 @pytest.fixture
 def small(monkeypatch):
     """A study that takes no time: a line, and a variant of it."""
-    monkeypatch.setitem(TASKS, "line", "tests.lab.test_study:line")
+    monkeypatch.setitem(TASKS, "line", "tests.lab.study.test_study:line")
     monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 0.03, 4, 3))
     variant = Workload("A line, batch 10", "line", {}, 0.03, 0.03, 10, 3, (2,), variant_of="line")
     monkeypatch.setitem(WORKLOADS, "line-batch", variant)
@@ -284,7 +284,7 @@ def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
             return "on_failure", "OutOfMemoryError: no memory"
         return compute(job, *rest)
 
-    monkeypatch.setattr("tests.lab.test_reproduction.compute", with_a_failure)
+    monkeypatch.setattr("tests.lab.paper.test_reproduction.compute", with_a_failure)
     out = tmp_path / "out"
     done = weightcast("study", "small", "--out", out)
     assert done.code == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.lab.test_report import Links
+from tests.lab.compare.test_report import Links
 from weightcast_lab.errors import LabError
 from weightcast_lab.kinds import in_latex, in_markdown, insert, write_report
 from weightcast_lab.report.drawing import DARK, LIGHT, to_image

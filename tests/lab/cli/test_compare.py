@@ -229,7 +229,7 @@ def test_numbers_beyond_reason_are_one_sentence(weightcast, tmp_path, words, sen
 
 
 def test_outputs_that_exclude_one_another_are_refused(weightcast):
-    results = Path(__file__).parents[2] / "results" / "digits"
+    results = Path(__file__).parents[3] / "results" / "digits"
     refused = weightcast("report", results, "--markdown", "--json")
     assert (refused.code, refused.out) == (2, "")
     assert "exclude one another" in refused.err
@@ -237,7 +237,7 @@ def test_outputs_that_exclude_one_another_are_refused(weightcast):
 
 def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(tmp_path):
     """Its hash decides whether earlier runs count: it must not change."""
-    committed = Path(__file__).parents[2] / "results" / "digits" / "results.json"
+    committed = Path(__file__).parents[3] / "results" / "digits" / "results.json"
     (before,) = load_results(committed)
     task = make_task("digits", DataSource())
     found = []

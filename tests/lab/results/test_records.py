@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import runs_in
-from tests.lab.test_runner import CELLS, jobs
+from tests.lab.running.test_workers import CELLS, jobs
 from weightcast_lab.convert_runs import convert
 from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Method, exact
@@ -22,7 +22,7 @@ from weightcast_lab.results.records import RUNS, RunRecord, append_lines, read_r
 from weightcast_lab.running.finished import FinishedRuns
 from weightcast_lab.running.jobs import Cell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 RUN = RunRecord(
     "configuration",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import finished_in, runs_in, without_seconds
-from tests.lab.test_runner import CELLS, SETTINGS, Recorder, jobs
+from tests.lab.running.test_workers import CELLS, SETTINGS, Recorder, jobs
 from weightcast_lab.errors import LabError
 from weightcast_lab.running.cluster import check_address, run_on_ray
 from weightcast_lab.running.workers import run_jobs

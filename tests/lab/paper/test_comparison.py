@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.lab.test_report import Links
+from tests.lab.compare.test_report import Links
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, to_json
 from weightcast_lab.kinds import in_latex, terminal_report, write_report
@@ -334,8 +334,8 @@ def test_latex_and_markdown_and_csv_say_the_same():
 
 
 def test_a_comparison_has_no_latex():
-    from tests.lab.test_report import results
-    from tests.lab.test_report import run as run_of_comparison
+    from tests.lab.compare.test_report import results
+    from tests.lab.compare.test_report import run as run_of_comparison
 
     with pytest.raises(LabError, match="--markdown"):
         in_latex([results([run_of_comparison("adamw", 0, [3.0, 2.0])], seeds=1)])
