@@ -27,9 +27,6 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, Warn, cannot_be_written, to_json, write_atomically
 from weightcast_lab.results.records import RUNS, RunRecord, append_lines, json_line
 
-OLD_FORM = "runs/*/seed-*/result.json"
-"""How runs were kept before there was one file of them; see `convert_runs`."""
-
 
 def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
     """Make the folder, or make sure that it holds results of the same configuration.
@@ -38,11 +35,6 @@ def open_folder(folder: Path, configuration: dict[str, Any]) -> None:
         LabError: it holds results of another one, or cannot be used.
     """
     path = folder / "config.json"
-    if next(folder.glob(OLD_FORM), None):
-        raise LabError(
-            f"{folder} has a file for every run, as an earlier version made them: "
-            f"python -m weightcast_lab.convert_runs {folder} puts them together."
-        )
     if folder.exists() and not folder.is_dir():
         raise LabError(f"{folder} is a file: choose another --out.")
     try:

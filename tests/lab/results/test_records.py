@@ -1,6 +1,5 @@
 """`runs.jsonl`: a line a run, whole after whatever happens."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -14,7 +13,6 @@ import pytest
 
 from tests.lab.helpers import runs_in
 from tests.lab.running.test_workers import CELLS, jobs
-from weightcast_lab.convert_runs import convert
 from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Method, exact
 from weightcast_lab.results import records
@@ -168,50 +166,6 @@ def test_numbers_in_names_are_as_short_as_they_were():
     numbers = (3.0, 0.5, 0.001, 1e-5, 5.43e-4, 123456.0, math.inf, -1.0)
     assert [exact(number) for number in numbers] == [f"{number:g}" for number in numbers]
     assert float(exact(0.1 + 0.2)) == 0.1 + 0.2
-
-
-# --- the converter, as long as there is one ------------------------------------------------------
-
-
-def old_file(folder, record, **more):
-    path = folder / "runs" / record.method / f"seed-{record.seed}" / "result.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.loads(record.to_line()) | more
-    path.write_text(json.dumps(content, indent=1))
-    return content
-
-
-def content_of(folder):
-    return [json.loads(line) for line in (folder / RUNS).read_bytes().splitlines()]
-
-
-def test_converting_again_adds_what_is_new_and_loses_nothing(tmp_path):
-    here, there = tmp_path / "a" / "search", tmp_path / "b"
-    first = [old_file(here, run(seed), unknown=[seed]) for seed in (0, 1)]
-    other = old_file(there, run(0, method="nadamw"))
-    assert convert(tmp_path) == (3, 3)
-    assert (content_of(here), content_of(there)) == (first, [other])
-    assert convert(tmp_path) == (3, 0)
-    # more runs, one that was made anew, and one that a newer version has appended meanwhile
-    append_lines(here / RUNS, run(9).to_line())
-    changed = old_file(here, run(1), weights="others")
-    new = old_file(here, run(2))
-    assert convert(tmp_path, delete=True) == (4, 2)
-    assert content_of(here) == [*first, json.loads(run(9).to_line()), changed, new]
-    assert convert(tmp_path) == (0, 0)
-    assert not (here / "runs").exists()
-
-
-def test_a_damaged_or_misplaced_file_is_named_and_nothing_is_deleted(tmp_path):
-    old_file(tmp_path, run(0))
-    path = tmp_path / "runs" / "adamw" / "seed-1" / "result.json"
-    path.parent.mkdir()
-    for content, sentence in ((b"{", "is damaged"), (run(3).to_line(), "is of another run")):
-        path.write_bytes(content)
-        with pytest.raises(LabError, match=f"seed-1/result.json {sentence}"):
-            convert(tmp_path, delete=True)
-        assert path.exists()
-        assert not (tmp_path / RUNS).exists()
 
 
 def test_the_committed_runs_are_whole():

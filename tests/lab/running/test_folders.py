@@ -88,14 +88,6 @@ def test_runs_without_a_configuration_are_refused(tmp_path):
         open_folder(tmp_path, {})
 
 
-def test_a_folder_of_runs_in_single_files_is_refused_saying_what_to_do(tmp_path):
-    old = tmp_path / "runs" / "adamw" / "seed-0" / "result.json"
-    old.parent.mkdir(parents=True)
-    old.write_text("{}")
-    with pytest.raises(LabError, match=f"python -m weightcast_lab.convert_runs {tmp_path}"):
-        open_folder(tmp_path, {})
-
-
 def test_an_old_file_keeps_its_mode_and_a_link_stays_one(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"old")
