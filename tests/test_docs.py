@@ -119,6 +119,6 @@ def test_the_drawn_nesterov_is_nesterov() -> None:
 
 
 def test_the_documented_task_is_the_one_that_runs() -> None:
-    """examples/own_task.py, which tests/lab/test_own.py trains; a page cannot include it."""
+    """examples/own_task.py, which tests/lab/test_plugins.py trains; a page cannot include it."""
     example = (ROOT / "examples" / "own_task.py").read_text("utf-8")
     assert example in blocks(ROOT / "docs" / "laboratory.md")

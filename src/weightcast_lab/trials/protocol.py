@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from weightcast_lab.optimizers import Method
-from weightcast_lab.study import HEAVY, SCALES, SGD, Workload
+from weightcast_lab.methods.method import Method
+from weightcast_lab.study.studies import HEAVY, SCALES, SGD
+from weightcast_lab.study.workloads import Workload
 from weightcast_lab.trials.workloads import (
     DELAYS,
     LATE_TASKS,
