@@ -25,7 +25,7 @@ from torch.optim.swa_utils import update_bn
 import weightcast
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json
-from weightcast_lab.statistics import mean_interval
+from weightcast_lab.results.statistics import mean_interval
 from weightcast_lab.tasks.digits import DigitsTask
 
 SETTINGS = {"lr": 5e-3, "batch size": 32, "epochs": 6, "seeds": 5}

@@ -1,19 +1,11 @@
-"""What a step costs with and without the forecast, in time and memory, beside other optimizers.
+"""What a step costs with and without the forecast; how it is measured: see `step_cost_page.py`.
 
-Every row is a process of its own in which three optimizers take turns on the same parameters and
-gradients: torch's fused AdamW, the row's optimizer plain, and the row's with its forecast. So all
-meet the same weather, and the numbers are ratios: medians over the rounds. A step without forecast
-is `optimizer.step()`; one with it also moves the weights to the forecast, as a training forward
-would. Peak memory is that of a further process, above parameters and gradients, in multiples of the
-parameters' own. Whole training steps are measured alike.
-
-    python benchmarks/step_cost.py --out benchmarks/results/step-cost.json --page docs/benchmarks.md
+python benchmarks/step_cost.py --out benchmarks/results/step-cost.json --page docs/benchmarks.md
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import random
@@ -22,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,146 +23,21 @@ import torch
 from torch import Tensor, nn
 
 import weightcast
+from step_cost_page import machine, page
+from step_cost_rows import (
+    ADAMW,
+    FUSED,
+    LARGE_ROWS,
+    LISTS,
+    ROWS,
+    TRAININGS,
+    Holder,
+    Step,
+    available,
+    plain,
+)
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json
-
-Step = Callable[[], Any]
-
-
-class Holder(nn.Module):
-    """Parameters, and nothing to compute with them."""
-
-    def __init__(self, params: Iterable[nn.Parameter]) -> None:
-        super().__init__()
-        self.params = nn.ParameterList(params)
-
-
-def gpt2_medium() -> list[tuple[int, ...]]:
-    """The shapes of GPT-2 medium: 355 million parameters."""
-    d = 1024
-    block = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,)]
-    block += [(4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [(50257, d), (1024, d), *(shape for _ in range(24) for shape in block), (d,), (d,)]
-
-
-def resnet34() -> list[tuple[int, ...]]:
-    """The shapes of ResNet-34: 21.8 million parameters."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    inputs = 64
-    for channels, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            first = inputs if block == 0 else channels
-            shapes += [(channels, first, 3, 3), (channels,), (channels,)]
-            shapes += [(channels, channels, 3, 3), (channels,), (channels,)]
-            if block == 0 and first != channels:
-                shapes += [(channels, first, 1, 1), (channels,), (channels,)]
-        inputs = channels
-    return [*shapes, (1000, 512), (1000,)]
-
-
-LISTS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
-    "25M in one": lambda: [(25_000_000,)],
-    "ResNet-34": resnet34,
-    "1,000 small": lambda: [(42, 50)] * 1000,
-    "GPT-2 medium": gpt2_medium,
-}
-
-
-def plain(make: Callable[..., Any], holder: Holder, **options: Any) -> Step:
-    """The optimizer's own step."""
-    return make(holder.parameters(), **options).step  # type: ignore[no-any-return]
-
-
-def attached(make: Callable[..., Any], holder: Holder, **options: Any) -> Step:
-    """Forecast and step."""
-    optimizer = make(holder.parameters(), **options)
-    prediction = weightcast.attach(holder, optimizer, 2)
-
-    def step() -> None:
-        prediction.predict()
-        optimizer.step()
-
-    return step
-
-
-def own(holder: Holder, **options: Any) -> Step:
-    """Forecast and step of `weightcast.AdamW`."""
-    optimizer = weightcast.AdamW(holder.parameters(), steps=2, **options)
-
-    def step() -> None:
-        optimizer.train()
-        optimizer.step()
-
-    return step
-
-
-def library(name: str, attribute: str) -> Any:
-    """An optimizer of another library."""
-    return getattr(importlib.import_module(name), attribute)
-
-
-def available(name: str) -> bool:
-    """Whether the library is installed."""
-    return importlib.util.find_spec(name) is not None
-
-
-def lookahead(params: Iterable[nn.Parameter]) -> Any:
-    """Lookahead around torch's fused AdamW."""
-    from pytorch_optimizer import Lookahead
-
-    return Lookahead(torch.optim.AdamW(params, fused=True), k=5, alpha=0.5)
-
-
-def schedule_free(params: Iterable[nn.Parameter]) -> Any:
-    """In the mode in which it trains."""
-    from schedulefree import AdamWScheduleFree
-
-    optimizer = AdamWScheduleFree(params)
-    optimizer.train()
-    return optimizer
-
-
-ADAMW = torch.optim.AdamW
-FUSED, FOREACH, SINGLE = {"fused": True}, {"foreach": True}, {"foreach": False, "fused": False}
-NADAMW = partial(torch.optim.NAdam, weight_decay=0.01, decoupled_weight_decay=True)
-SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
-
-# name -> (plain, with its forecast, the library it needs)
-Maker = Callable[[Holder], Step]
-ROWS: dict[str, tuple[Maker | None, Maker | None, str]] = {
-    "AdamW, fused": (None, partial(attached, ADAMW, **FUSED), "torch"),
-    "AdamW, foreach": (
-        partial(plain, ADAMW, **FOREACH),
-        partial(attached, ADAMW, **FOREACH),
-        "torch",
-    ),
-    "AdamW, single": (partial(plain, ADAMW, **SINGLE), partial(attached, ADAMW, **SINGLE), "torch"),
-    "weightcast.AdamW, lazy": (None, own, "torch"),
-    "weightcast.AdamW, recompute": (None, partial(own, backup="recompute"), "torch"),
-    "weightcast.AdamW, eager": (None, partial(own, in_step=True), "torch"),
-    "NAdamW": (partial(plain, NADAMW), partial(attached, NADAMW), "torch"),
-    "RAdam": (partial(plain, torch.optim.RAdam), partial(attached, torch.optim.RAdam), "torch"),
-    "RMSprop": (
-        partial(plain, torch.optim.RMSprop),
-        partial(attached, torch.optim.RMSprop),
-        "torch",
-    ),
-    "SGD with momentum": (partial(plain, SGD), partial(attached, SGD), "torch"),
-    "Lion": (
-        lambda h: plain(library("pytorch_optimizer", "Lion"), h),
-        lambda h: attached(library("pytorch_optimizer", "Lion"), h),
-        "pytorch_optimizer",
-    ),
-    "schedule-free AdamW": (partial(plain, schedule_free), None, "schedulefree"),
-    "Lookahead on fused AdamW": (partial(plain, lookahead), None, "pytorch_optimizer"),
-    "optimi.AdamW": (lambda h: plain(library("optimi", "AdamW"), h, lr=1e-3), None, "optimi"),
-    "heavyball.AdamW": (
-        lambda h: plain(library("heavyball", "AdamW"), h, lr=1e-3),
-        None,
-        "heavyball",
-    ),
-}
-LARGE_ROWS = ("AdamW, fused", "weightcast.AdamW, lazy", "weightcast.AdamW, eager")
 
 
 def holder_of(name: str, device: str) -> Holder:
@@ -291,13 +158,13 @@ def training(name: str, device: str) -> tuple[nn.Module, Callable[[nn.Module], T
     """A network, and its loss on one batch."""
     torch.manual_seed(0)
     if name.startswith("ResNet-34"):
-        from weightcast_lab.models.cifar import build_network
+        from weightcast_lab.tasks.networks.cifar import build_network
 
         images, labels = torch.randn(64, 3, 32, 32).to(device), torch.randint(10, (64,)).to(device)
         network = build_network("resnet34").to(device)
         return network, lambda m: nn.functional.cross_entropy(m(images), labels)
     if name.startswith("LSTM"):
-        from weightcast_lab.models.lstm import LSTMLanguageModel, next_token_loss
+        from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel, next_token_loss
 
         tokens = torch.randint(10_000, (36, 20)).to(device)
         model = LSTMLanguageModel(10_000, 650, 1, 0.5).to(device)
@@ -307,13 +174,6 @@ def training(name: str, device: str) -> tuple[nn.Module, Callable[[nn.Module], T
     model = nn.Sequential(nn.Embedding(1000, 256), encoder, nn.Linear(256, 1000)).to(device)
     words = torch.randint(1000, (16, 128)).to(device)
     return model, lambda m: nn.functional.cross_entropy(m(words).flatten(0, 1), words.flatten())
-
-
-TRAININGS = (
-    "ResNet-34, 64 images of 32x32",
-    "LSTM of 650 units, 20 streams of 35 words",
-    "Transformer of 4 layers of 256, 16 texts of 128",
-)
 
 
 def measure_training(name: str, device: str, rounds: int) -> dict[str, Any]:
@@ -405,131 +265,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         keep("memory", [row], values)
     return found
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """For a cell."""
-    return f"{value:.{digits}f}" if isinstance(value, float | int) else "–"
-
-
-REMARKS = {
-    "cpu": "Milliseconds vary with what else runs on the machine; ratios, by a few hundredths from "
-    "process to process, as memory happens to be laid out. One thread seems to wait for reads, "
-    "seven words an element with a lazy forecast and four in torch's step: 1.75 times as many.",
-    "cuda": "Ten steps are timed together and nothing waits in between, as in a loop: what counts "
-    "is the longer of the GPU's time and the host's. The host's, in Python, is the longer where "
-    "parameters are many and small (ResNet-34's 110, and the training steps here), and on a busy "
-    "host, as the H100's was, also where one tensor is all there is (its noise makes a forecast "
-    "look faster than none); the GPU's, where there are many and large ones.",
-}
-
-
-def page(*all_found: dict[str, Any]) -> str:
-    """`docs/benchmarks.md`, from the measurements on every machine, CPUs first."""
-    about = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
-    lines = ["# Benchmarks", "", about]
-    for found in sorted(all_found, key=machine):
-        lines += part(found)
-    return "\n".join(lines) + "\n"
-
-
-def machine(found: dict[str, Any]) -> tuple[str, str]:
-    """Where it was measured: device and hardware."""
-    return found["environment"]["device"], found["environment"]["hardware"]
-
-
-def part(found: dict[str, Any]) -> list[str]:
-    """Its section on one machine."""
-    e = found["environment"]
-    is_cuda = e["device"] == "cuda"
-    file, options = "step-cost.json", ""
-    if is_cuda:
-        model = e["hardware"].removeprefix("NVIDIA ").split()[0].lower()
-        file, options = f"step-cost-{model}.json", "--device cuda --threads 1 "
-    lines = [
-        "",
-        f"## On {'an ' + e['hardware'] if is_cuda else 'a CPU'}",
-        "",
-        f"`python benchmarks/step_cost.py {options}--out benchmarks/results/{file} "
-        "--page docs/benchmarks.md`,",
-        f"on {e['hardware']}, Python {e['python']}, torch {e['torch']}, float32. "
-        + REMARKS[e["device"]],
-        "",
-        "### Whole training steps",
-        "",
-        "Plain is torch's fused AdamW; attached is `weightcast.attach` on it; eager is "
-        "`weightcast.AdamW(in_step=True)` under `attach`.",
-        "",
-        "| | threads | plain (ms) | attached / plain | eager / plain |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for threads, trainings in found["training"].items():
-        for name, r in trainings.items():
-            cells = (r.get("plain ms"), r.get("attached / plain"), r.get("eager / plain"))
-            digits = 1 if is_cuda else 0
-            shown = [number(cells[0], digits), *(number(c, 3) for c in cells[1:])]
-            lines.append(f"| {name} | {threads} | {' | '.join(shown)} |")
-    lines += [
-        "",
-        "### The step alone",
-        "",
-        "Multiples of torch's fused AdamW step of the same round; in brackets, with the forecast, "
-        "multiples of the same optimizer's own plain step.",
-    ]
-    for threads, lists in found["steps"].items():
-        plural = "" if threads == "1" else "s"
-        rate = found["copy GB/s"].get(threads)
-        lines += [
-            "",
-            f"**{threads} thread{plural}.** A copy moves {number(rate, 1)} GB/s here; torch's "
-            "fused AdamW, which reads or writes 28 bytes an element, "
-            + ", ".join(
-                f"{28e-6 * elements(name) / fused_ms(rows):.1f} GB/s ({name}: "
-                f"{fused_ms(rows):.{1 if fused_ms(rows) > 5 else 2}f} ms)"
-                for name, rows in lists.items()
-            )
-            + ".",
-            "",
-            "| optimizer | " + " | ".join(lists) + " |",
-            "|---" * (len(lists) + 1) + "|",
-        ]
-        for row in (row for row in ROWS if any(row in rows for rows in lists.values())):
-            if ROWS[row][0] is not None:
-                values = (rows.get(row, {}).get("plain / fused") for rows in lists.values())
-                lines.append(f"| {row} | {' | '.join(map(number, values))} |")
-            if ROWS[row][1] is not None:
-                cells = []
-                for rows in lists.values():
-                    r = rows.get(row, {})
-                    bracket = f" ({number(r.get('forecast / plain'))})" if ROWS[row][0] else ""
-                    value = number(r.get("forecast / fused"))
-                    cells.append("–" if value == "–" else value + bracket)
-                name = row if row.startswith("weightcast") else f"{row}, attached"
-                lines.append(f"| **{name}** | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "### Peak memory",
-        "",
-        "Above parameters and gradients, in multiples of the parameters' own size (25 million in "
-        "one tensor); AdamW's moments alone are 2.",
-        "",
-        "| optimizer | plain | with its forecast |",
-        "|---|---:|---:|",
-    ]
-    for row, values in found["memory"].items():
-        normal = values.get("plain") if ROWS[row][0] or row == "AdamW, fused" else None
-        lines.append(f"| {row} | {number(normal)} | {number(values.get('forecast'))} |")
-    return lines
-
-
-def elements(name: str) -> int:
-    """How many numbers a list has."""
-    return sum(torch.Size(shape).numel() for shape in LISTS[name]())
-
-
-def fused_ms(rows: dict[str, Any]) -> float:
-    """Median over the rows."""
-    return statistics.median(r["fused ms"] for r in rows.values() if "fused ms" in r)
 
 
 def main() -> None:

@@ -24,12 +24,13 @@ import torch
 
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json, write_atomically
-from weightcast_lab.optimizers import Hyperparameters, Method
-from weightcast_lab.protocol import EPS, WEIGHT_DECAY, preset_named
-from weightcast_lab.runner import prepare_process
-from weightcast_lab.tables import fill_document, markdown_rows
+from weightcast_lab.methods.method import Hyperparameters, Method
+from weightcast_lab.paper.protocol import EPS, WEIGHT_DECAY, preset_named
+from weightcast_lab.report.tables import fill_document, markdown_rows
+from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.train import batch_order, train
+from weightcast_lab.running.workers import prepare_process
 from weightcast_lab.tasks import DataSource, Task, make_task
-from weightcast_lab.train import Cell, Settings, batch_order, train
 
 NAME = "benchmarks/training_loop.py"
 NETWORKS = ("resnet34", "lstm1")

@@ -26,10 +26,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightcast_lab.evidence import Effect
-from weightcast_lab.evidence import answers as first_answers
-from weightcast_lab.results import Results, load_results
-from weightcast_lab.tables import number
+from weightcast_lab.report.tables import number
+from weightcast_lab.results.loading import Results, load_results
+from weightcast_lab.study.answers import Effect
+from weightcast_lab.study.answers import answers as first_answers
 from weightcast_lab.trials.answers import answers as second_answers
 from weightcast_lab.trials.report import AT
 

@@ -138,7 +138,7 @@ def test_the_steps_of_the_hero_are_the_optimizers_own() -> None:
 
 def test_numbers_within_sentences_and_the_address_are_what_their_script_writes() -> None:
     """docs/quoted.py; tests/lab/test_published.py computes the numbers another way."""
-    pytest.importorskip("weightcast_lab.results")
+    pytest.importorskip("weightcast_lab.results.loading")
     script = runpy.run_path(str(ROOT / "docs" / "quoted.py"))
     marked = [page for page in script["PAGES"] if script["MARK"].search(page.read_text("utf-8"))]
     assert ROOT / "README.md" in marked
@@ -177,6 +177,6 @@ def test_the_drawn_nesterov_is_nesterov() -> None:
 
 
 def test_the_documented_task_is_the_one_that_runs() -> None:
-    """examples/own_task.py, which tests/lab/test_own.py trains; a page cannot include it."""
+    """examples/own_task.py, which tests/lab/test_plugins.py trains; a page cannot include it."""
     example = (ROOT / "examples" / "own_task.py").read_text("utf-8")
     assert example in blocks(ROOT / "docs" / "laboratory.md")

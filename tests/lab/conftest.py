@@ -10,10 +10,11 @@ import torch
 
 from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
-from weightcast_lab.optimizers import Method
-from weightcast_lab.records import RunRecord
+from weightcast_lab.methods.method import Method
+from weightcast_lab.results.records import RunRecord
+from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, Task
-from weightcast_lab.train import Cell, Settings, train
 
 
 class Outcome(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightcast_lab.records import RUNS, RunRecord, read_runs
+from weightcast_lab.results.records import RUNS, RunRecord, read_runs
 from weightcast_lab.tasks import Metric, Preset, Task
 
 

@@ -10,7 +10,7 @@ from weightcast_lab.laws.quadratic import (
     least_damping,
     noise_ratio,
 )
-from weightcast_lab.tables import markdown_rows, number
+from weightcast_lab.report.tables import markdown_rows, number
 
 BETA = 0.9
 AHEAD = (0.0, BETA, 1.0, 2.0, 3.0, 5.0, 8.0)

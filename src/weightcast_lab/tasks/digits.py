@@ -11,8 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from weightcast_lab.models.cnn import small_cnn
-from weightcast_lab.tasks import DataSource, Metric, Preset, Task, refuse_source
+from weightcast_lab.tasks.base import DataSource, Metric, Preset, Task, refuse_source
+from weightcast_lab.tasks.networks.cnn import small_cnn
 
 VALIDATION_IMAGES = 597
 

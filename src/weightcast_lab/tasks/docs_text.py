@@ -10,7 +10,7 @@ from pydoc_data.topics import topics
 import torch
 
 from weightcast_lab.errors import unknown_name
-from weightcast_lab.tasks import DataSource, Metric, Preset, Task, refuse_source
+from weightcast_lab.tasks.base import DataSource, Metric, Preset, Task, refuse_source
 from weightcast_lab.tasks.language import (
     Corpus,
     Drawn,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.models.lstm import LSTMLanguageModel, State, next_token_loss
-from weightcast_lab.models.transformer import TransformerLanguageModel
-from weightcast_lab.tasks import Metric, Preset, Task
+from weightcast_lab.tasks.base import Metric, Preset, Task
+from weightcast_lab.tasks.networks.lstm import LSTMLanguageModel, State, next_token_loss
+from weightcast_lab.tasks.networks.transformer import TransformerLanguageModel
 
 EVALUATION_STREAMS = 10
 

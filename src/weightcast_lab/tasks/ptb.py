@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.tasks import DataSource, Metric, Preset, Task
+from weightcast_lab.tasks.base import DataSource, Metric, Preset, Task
 from weightcast_lab.tasks.language import (
     Corpus,
     Drawn,

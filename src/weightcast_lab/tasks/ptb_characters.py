@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from weightcast_lab.tasks import DataSource, Metric, Preset, Task
+from weightcast_lab.tasks.base import DataSource, Metric, Preset, Task
 from weightcast_lab.tasks.language import (
     Corpus,
     Drawn,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from weightcast_lab.evidence import AnswerRow, Effect
-from weightcast_lab.results import Results
-from weightcast_lab.statistics import Interval, holm, mean_interval, p_value, stratified
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.statistics import Interval, holm, mean_interval, p_value, stratified
+from weightcast_lab.study.answers import AnswerRow, Effect
 from weightcast_lab.trials.protocol import CANDIDATES
 from weightcast_lab.trials.questions import QUESTIONS, Question
 from weightcast_lab.trials.workloads import (

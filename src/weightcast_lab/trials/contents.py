@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightcast_lab.comparison import distinct
-from weightcast_lab.records import RunRecord
-from weightcast_lab.runner import Failures
-from weightcast_lab.train import Job
+from weightcast_lab.results.measures import distinct
+from weightcast_lab.results.records import RunRecord
+from weightcast_lab.running.jobs import Job
+from weightcast_lab.running.workers import Failures
 from weightcast_lab.trials.search import Arm, OpenTrials, RunResults
 from weightcast_lab.trials.workloads import WORKLOADS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import wrap
 
-from weightcast_lab.optimizers import OPTIMIZERS
-from weightcast_lab.study import HEAVY, SCALES
+from weightcast_lab.methods.optimizers import OPTIMIZERS
+from weightcast_lab.study.studies import HEAVY, SCALES
 from weightcast_lab.trials.protocol import (
     CANDIDATES,
     LONGER_SEEDS,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from weightcast_lab.optimizers import Method
-from weightcast_lab.study import HEAVY, SCALES, SGD, Workload
+from weightcast_lab.methods.method import Method
+from weightcast_lab.study.studies import HEAVY, SCALES, SGD
+from weightcast_lab.study.workloads import Workload
 from weightcast_lab.trials.workloads import (
     DELAYS,
     LATE_TASKS,
@@ -174,9 +175,9 @@ def _rounds() -> Iterator[Round]:
     adamw, muon = (*ADAMW, *ADAMW_TOO), (*MUON, MUON_TOO[0])
     yield Round("the long task, AdamW and Muon", long, (*ADAMW, *MUON))
     yield Round("short tasks, AdamW", short, adamw)
-    yield Round("the long task, their other forms", long, (*ADAMW_TOO, *MUON_TOO))
     yield Round("the long task, momenta", long, (*ADAMW, *MUON), Stage.MOMENTA)
     yield Round("the long task, lengths", long, (*ADAMW, *MUON), Stage.LENGTHS)
+    yield Round("the long task, their other forms", long, (*ADAMW_TOO, *MUON_TOO))
     yield Round("short tasks, AdamW, momenta", short, adamw, Stage.MOMENTA)
     yield Round("short tasks, AdamW, lengths", _on(text, "cosine"), ADAMW, Stage.LENGTHS)
     yield Round("constant rate, AdamW", _on(tuple(TASKS), "constant"), adamw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightcast_lab.study import HEAVY
+from weightcast_lab.study.studies import HEAVY
 from weightcast_lab.trials.workloads import DELAYS
 
 

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 
-from weightcast_lab.evidence import Answer as Forest
-from weightcast_lab.figures import LIGHT, draw_forest, to_image
-from weightcast_lab.readings import PREDICTED, TRUE
-from weightcast_lab.results import LOSS_DECIMALS, Results, computed_on
-from weightcast_lab.study import Question as Asked
-from weightcast_lab.study_tables import change_text, effect_text, in_percent, overall_text
-from weightcast_lab.tables import (
+from weightcast_lab.report.drawing import LIGHT, to_image
+from weightcast_lab.report.tables import (
     NOTHING,
     Cell,
     interval_text,
@@ -23,6 +18,13 @@ from weightcast_lab.tables import (
     terminal_notes,
     terminal_table,
 )
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import LOSS_DECIMALS, computed_on
+from weightcast_lab.running.readings import PREDICTED, TRUE
+from weightcast_lab.study.answers import Answer as Forest
+from weightcast_lab.study.drawing import draw_forest
+from weightcast_lab.study.questions import Question as Asked
+from weightcast_lab.study.text import change_text, effect_text, in_percent, overall_text
 from weightcast_lab.trials.answers import (
     Answer,
     Row,

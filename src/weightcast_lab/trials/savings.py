@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightcast_lab.results import Results
-from weightcast_lab.statistics import Interval, mean_interval
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.statistics import Interval, mean_interval
 from weightcast_lab.trials.answers import MOMENTA, losses
 from weightcast_lab.trials.questions import QUESTIONS
 from weightcast_lab.trials.workloads import LENGTHS, shorter

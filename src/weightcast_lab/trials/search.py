@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightcast_lab.comparison import Experiment, open_experiment
-from weightcast_lab.optimizers import check_installed
-from weightcast_lab.readings import TRUE, average_name
-from weightcast_lab.records import RunRecord
-from weightcast_lab.store import open_folder
+from weightcast_lab.methods.method import check_installed
+from weightcast_lab.results.records import RunRecord
+from weightcast_lab.running.experiment import Experiment, open_experiment
+from weightcast_lab.running.folders import open_folder
+from weightcast_lab.running.jobs import Job
+from weightcast_lab.running.readings import TRUE, average_name
+from weightcast_lab.study.search import Phase
+from weightcast_lab.study.workloads import settings_of, tasks_of
 from weightcast_lab.tasks import DataSource
-from weightcast_lab.train import Job
 from weightcast_lab.trials.protocol import (
     COARSE,
     FARTHEST,
@@ -27,7 +29,6 @@ from weightcast_lab.trials.protocol import (
     Stage,
 )
 from weightcast_lab.trials.workloads import AVERAGES, LENGTHS, WORKLOADS, shorter
-from weightcast_lab.tuning import Phase, settings_of, tasks_of
 
 RunResults = Mapping[Job, RunRecord]
 

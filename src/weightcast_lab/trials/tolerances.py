@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from weightcast_lab.readings import TRUE
-from weightcast_lab.results import Results
-from weightcast_lab.statistics import Interval, mean_interval
+from weightcast_lab.results.loading import Results
+from weightcast_lab.results.statistics import Interval, mean_interval
+from weightcast_lab.running.readings import TRUE
 from weightcast_lab.trials.answers import choice_of, is_full_length, runs_of
 from weightcast_lab.trials.protocol import COARSE, SEARCH_SEEDS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from weightcast_lab.study import Workload
+from weightcast_lab.study.workloads import Workload
 
 AVERAGES = (0.01, 0.03, 0.1)
 """Shares of a run over which weights are averaged: τ of AdamW's EMA, in run lengths."""

@@ -1,0 +1,1 @@
+"""How far an optimizer's last step sees ahead."""

@@ -1,0 +1,1 @@
+"""What is compared: optimizers, plain or forecast."""

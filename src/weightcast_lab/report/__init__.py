@@ -1,0 +1,1 @@
+"""How results look, whatever kind of experiment they are of."""

@@ -1,0 +1,1 @@
+"""What has been computed: runs on disk, and what the numbers mean."""

@@ -1,0 +1,1 @@
+"""Runs: what is computed, how, where, and how it gets on."""

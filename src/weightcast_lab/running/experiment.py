@@ -1,0 +1,121 @@
+"""From what the user wants to compare to the results file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightcast_lab.errors import LabError
+from weightcast_lab.files import digest_of
+from weightcast_lab.methods.method import Method
+from weightcast_lab.plugins import foreign, identity, name_in
+from weightcast_lab.running.folders import open_folder
+from weightcast_lab.running.jobs import Cell, Job, Settings
+from weightcast_lab.tasks import Task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that have everything in common but method and seed, in a folder of their own.
+
+    `about` is what the report wants to know besides: a title, the metric.
+    """
+
+    key: str
+    settings: Settings
+    folder: Path
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    configuration: dict[str, Any]
+    about: dict[str, Any]
+    label: str = ""
+
+    def jobs(self) -> list[Job]:
+        """All runs, seed by seed."""
+        digests = {
+            method: digest_of(self.configuration | identity(method.optimizer, "optimizer"))
+            for method in self.methods
+        }
+        cells = [Cell(method, seed) for seed in self.seeds for method in self.methods]
+        return [
+            Job(cell, self.settings, cell.files(self.folder, digests[cell.method]), self.label)
+            for cell in cells
+        ]
+
+
+def open_experiment(
+    key: str,
+    settings: Settings,
+    methods: Iterable[Method],
+    seeds: Iterable[int],
+    folder: Path,
+    task: Task,
+    label: str = "",
+) -> Experiment:
+    """Make the folder of an experiment, or go on in it if it was made with the same configuration.
+
+    Raises:
+        LabError: it was not, or it cannot be used, or a setting does not suit the task.
+    """
+    with foreign(f"The batches of {task.title!r} cannot be made"):
+        steps = settings.epochs * len(task.batches(settings.batch_size, torch.Generator()))
+    if settings.delay >= steps:
+        raise LabError(
+            f"--delay {settings.delay} is longer than a run of {steps} steps: no gradient would "
+            "ever be applied."
+        )
+    try:  # as they will be read back, to be compared
+        configuration = json.loads(json.dumps(_configuration(settings, task), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise LabError(
+            f"The facts of {task.title!r} must be numbers, texts and lists of them: {error}."
+        ) from None
+    preset = task.preset.learning_rate
+    open_folder(folder, configuration)
+    about = {
+        "title": task.title,
+        "metric": vars(task.metric),
+        "learning_rate_is_preset": settings.learning_rate == preset,
+    }
+    return Experiment(
+        key, settings, folder, tuple(methods), tuple(seeds), configuration, about, label
+    )
+
+
+def in_order(experiments: Sequence[Experiment]) -> list[Job]:
+    """All runs: those that have begun first, then seed by seed."""
+    jobs = [job for experiment in experiments for job in experiment.jobs()]
+    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
+
+
+def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
+    """Everything that numbers depend on, except method, seed and machine."""
+    hyperparameters = settings.hyperparameters
+    with foreign(f"The model of {task.title!r} cannot be built"):
+        model = task.build_model()
+    return {
+        "task": name_in(settings.task),
+        **identity(settings.task, "task"),
+        **task.facts,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "learning rate": settings.learning_rate,
+        "milestones": list(settings.milestones),
+        "batch size": settings.batch_size,
+        "epochs": settings.epochs,
+        "betas": None if hyperparameters.betas is None else list(hyperparameters.betas),
+        "eps": hyperparameters.eps,
+        "weight decay": hyperparameters.weight_decay,
+        "gradient clipping": settings.clip_norm,
+        "precision": settings.precision,
+        "compiled": settings.compiled,
+        # only where there is something: folders from before there was such a thing stay valid
+        **({"horizons": list(settings.horizons)} if settings.horizons else {}),
+        **({"delay": settings.delay} if settings.delay else {}),
+        **({"cosine": True, "warm-up": settings.warmup} if settings.cosine else {}),
+        **({"averages": list(settings.averages)} if settings.averages else {}),
+    }
