@@ -97,14 +97,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_drawings_are_what_their_script_draws() -> None:
     script = runpy.run_path(str(DRAWINGS / "valley.py"))
     drawn = {f"{name}-{scheme}" for name in script["METHODS"] for scheme in script["COLORS"]}
-    assert {path.stem for path in DRAWINGS.glob("*.svg")} - HERO == drawn
+    assert {path.stem for path in DRAWINGS.glob("*.svg")} - OTHERS == drawn
     for name in script["METHODS"]:
         for scheme in script["COLORS"]:
             committed = (DRAWINGS / f"{name}-{scheme}.svg").read_text("utf-8")
             assert committed == script["drawing"](name, scheme)
 
 
-HERO = {"hero-light", "hero-dark"}
+OTHERS = {f"{name}-{scheme}" for name in ("hero", "gains") for scheme in ("light", "dark")}
 
 
 def test_the_hero_is_what_its_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +116,14 @@ def test_the_hero_is_what_its_script_draws(monkeypatch: pytest.MonkeyPatch) -> N
         assert committed == script["drawing"](scheme)
         assert not re.search(r"<script|<foreignObject|<image|@import|url\((?!#)|href=", committed)
         assert "prefers-reduced-motion: reduce" in committed
+
+
+def test_the_figure_of_gains_is_what_its_script_draws() -> None:
+    script = runpy.run_path(str(DRAWINGS / "gains.py"))
+    for scheme in script["COLORS"]:
+        committed = (DRAWINGS / f"gains-{scheme}.svg").read_text("utf-8")
+        assert committed == script["drawing"](scheme)
+        assert committed.count("<circle") == sum(len(rows) for _, rows in script["ROWS"])
 
 
 def test_the_steps_of_the_hero_are_the_optimizers_own() -> None:

@@ -241,5 +241,5 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     ).stdout.split()
     if not files:
         pytest.skip("not a git checkout")
-    assert len(files) < 500  # all runs of a folder are one file
+    assert len(files) < 800  # all runs of a folder are one file
     assert not [name for name in files if "/runs/" in name]  # no checkpoint

@@ -41,16 +41,19 @@ ROWS = (  # heading, then what is compared, as docs/quoted.py names it
 )
 COLORS = {
     "light": {
+        "paper": "#ffffff",
         "ink": "#1c2330", "soft": "#5b6575", "line": "#dfe3ea", "": "#5b6575",
         "better": "#0b7a4b", "worse": "#b42318",
     },
     "dark": {
+        "paper": "#181d26",
         "ink": "#e8ebf0", "soft": "#9aa4b4", "line": "#3a4356", "": "#9aa4b4",
         "better": "#4ccb8f", "worse": "#ff8a7a",
     },
 }  # fmt: skip
-WIDTH, LEFT, RIGHT = 560, 8, 140
-LOWEST, HIGHEST = -14.0, 10.0
+WIDTH, LEFT, RIGHT = 580, 20, 160
+LOWEST, HIGHEST = -13.5, 8.0
+MARKS = (-10, -5, 0, 5)
 ROW, HEADING, TOP = 44, 40, 8
 
 
@@ -64,24 +67,20 @@ def drawing(scheme: str) -> str:
         for label, what in rows:
             shapes += _row(y, label, what, colors)
             y += ROW
-    marks = range(math.ceil(LOWEST / 5) * 5, math.floor(HIGHEST / 5) * 5 + 1, 5)
-    grid = [
-        f'<path d="M{_x(mark):.1f} {TOP + HEADING - 4}V{y}" '
-        f'stroke="{colors["soft" if mark == 0 else "line"]}"/>'
-        + _text(_x(mark), y + 19, f"{mark:+d} %".replace("-", "−").replace("+0", "0"),
-                colors["soft"], 'text-anchor="middle" font-size="13"')
-        for mark in marks
-    ]  # fmt: skip
-    below = _text(LEFT, y + 44, "Change of the final loss, with its 95 % interval; lower is better",
+    for mark in MARKS:
+        text = f"{mark:+d} %".replace("-", "−").replace("+0", "0")
+        more = 'text-anchor="middle" font-size="13"'
+        shapes.append(_text(_x(mark), y + 14, text, colors["soft"], more))
+    below = _text(LEFT, y + 39, "Change of the final loss, with its 95 % interval; lower is better",
                   colors["soft"], 'font-size="13"')  # fmt: skip
-    height = y + 56
+    height = y + 50
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
             f'width="{WIDTH}" height="{height}" fill="none" font-size="15" '
             'font-family="system-ui, -apple-system, Segoe UI, Roboto, sans-serif" role="img">',
             "<title>Change of the final loss by a forecast, with its interval</title>",
-            *grid,
+            f'<rect width="{WIDTH}" height="{height}" fill="{colors["paper"]}" rx="12"/>',
             *shapes,
             below,
             "</svg>\n",
@@ -96,12 +95,17 @@ def _row(y: int, label: str, what: str, colors: dict[str, str]) -> list[str]:
     middle, low, high = (100 * math.expm1(effect.change.mean + part * width) for part in (0, -1, 1))
     color, at = colors[effect.verdict], y + 27
     figures = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    grid = "".join(
+        f'<path d="M{_x(mark):.1f} {y + 18}v18" stroke="{colors["line" if mark else "soft"]}"/>'
+        for mark in MARKS
+    )
     return [
+        grid,
         _text(LEFT, y + 13, label, colors["soft"], 'font-size="14"'),
         f'<path d="M{_x(low):.1f} {at}H{_x(high):.1f}" stroke="{color}" stroke-width="3" '
         'stroke-linecap="round"/>'
         f'<circle cx="{_x(middle):.1f}" cy="{at}" r="5.5" fill="{color}"/>',
-        _text(WIDTH - 2, at + 5, figures, color, 'text-anchor="end" font-weight="600"'),
+        _text(WIDTH - LEFT, at + 5, figures, color, 'text-anchor="end" font-weight="600"'),
     ]
 
 
