@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -19,7 +20,7 @@ from weightcast_lab.foresight import report as foresight_report
 from weightcast_lab.paper import tables as paper_tables
 from weightcast_lab.paper.comparison import comparisons, figures
 from weightcast_lab.paper.page import paper_page
-from weightcast_lab.report.drawing import LIGHT, draw_panels, to_image
+from weightcast_lab.report.drawing import LIGHT, draw_panels, light_and_dark, to_image
 from weightcast_lab.report.tables import fill_document
 from weightcast_lab.results.loading import Results
 from weightcast_lab.study import tables as study_tables
@@ -106,6 +107,7 @@ def _comparison_files(experiments: Sequence[Results]) -> dict[str, bytes]:
     return {
         "report.html": html_page(results, summary).encode(),
         "curves.png": to_image(draw(results, summary.rows, LIGHT, columns=2), "png"),
+        **light_and_dark("curves", partial(draw, results, summary.rows)),
         "table.md": markdown_table(summary).encode(),
         "table.csv": csv_table(summary).encode(),
     }
@@ -118,9 +120,9 @@ def _reproduction_files(experiments: Sequence[Results]) -> dict[str, bytes]:
         contents[f"{table.key}.tex"] = paper_tables.latex(table).encode()
         contents[f"{table.key}.csv"] = paper_tables.csv_text(table).encode()
     for figure in figures(experiments):
-        for form in ("png", "svg"):
-            drawn = draw_panels(figure.labelled, figure.column, LIGHT, columns=2)
-            contents[f"{figure.key}.{form}"] = to_image(drawn, form)
+        drawing = partial(draw_panels, figure.labelled, figure.column)
+        contents[f"{figure.key}.png"] = to_image(drawing(LIGHT, 2), "png")
+        contents |= light_and_dark(figure.key, drawing)
     return contents
 
 
@@ -131,14 +133,13 @@ def _study_files(experiments: Sequence[Results]) -> dict[str, bytes]:
         "table.csv": study_tables.csv_text(experiments).encode(),
     }
     for figure in study_figures(experiments):
-        contents[f"{figure.key}.png"] = to_image(figure.draw(LIGHT, 2), "png")
+        contents |= light_and_dark(figure.key, figure.draw)
     return contents
 
 
 def _foresight_files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    drawn = foresight_report.draw(experiments, LIGHT, 2)
     return {
-        "foresight.png": to_image(drawn, "png"),
+        **light_and_dark("foresight", partial(foresight_report.draw, experiments)),
         "tables.md": foresight_report.markdown(experiments).encode(),
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Group, RenderableType
 
-from weightcast_lab.report.drawing import LIGHT, to_image
+from weightcast_lab.report.drawing import light_and_dark
 from weightcast_lab.report.tables import (
     NOTHING,
     Cell,
@@ -181,5 +182,5 @@ def _pictures(experiments: Sequence[Results]) -> Iterator[tuple[str, bytes]]:
         rows = tuple(one.row for one in answer.rows)
         tasks = answer.workloads
         forest = Forest(asked, answer.reference, tasks, tasks, 0, rows)
-        drawn = draw_forest([forest], f"{answer.reference}, {AT[answer.at]}", None, LIGHT, 2)
-        yield f"{answer.question.key}-{answer.at}.png", to_image(drawn, "png")
+        drawing = partial(draw_forest, [forest], f"{answer.reference}, {AT[answer.at]}", None)
+        yield from light_and_dark(f"{answer.question.key}-{answer.at}", drawing).items()

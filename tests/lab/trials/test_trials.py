@@ -395,7 +395,9 @@ def test_the_report_shows_every_question(studied) -> None:
     console = Console(width=400, file=io.StringIO())
     console.print(report.terminal(experiments))
     assert "Steps saved" in console.file.getvalue()
-    assert {"tables.md", "nadamw-usual.png", "muon-best.png"} <= set(report.files(experiments))
+    assert {"tables.md", "nadamw-usual-light.svg", "muon-best-dark.svg"} <= set(
+        report.files(experiments)
+    )
 
 
 # --- what is published ---------------------------------------------------------------------------
