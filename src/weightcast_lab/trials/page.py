@@ -9,17 +9,20 @@ from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.study.studies import HEAVY, SCALES
 from weightcast_lab.trials.protocol import (
     CANDIDATES,
-    LONGER_SEEDS,
+    FEWER_SEEDS,
     NEAR,
+    PLANES,
     ROUNDS,
     SEARCH_SEEDS,
     SEEDS,
+    SHARES,
     Round,
 )
 from weightcast_lab.trials.questions import QUESTIONS, Question
 from weightcast_lab.trials.workloads import (
     AVERAGES,
     DELAYS,
+    LARGE,
     LATE_TASKS,
     LENGTHS,
     LONGER,
@@ -102,6 +105,7 @@ def page() -> str:
         *(
             f"| `{name}` | {c.label} | {', '.join(f'{m:g}' for m in c.momenta) or '–'} |"
             for name, c in CANDIDATES.items()
+            if name not in {one.name for some in PLANES.values() for one in some}
         ),
         "",
         *_paragraphs(
@@ -124,6 +128,17 @@ def page() -> str:
             "These rounds were added to the protocol after the first runs of round 1 had ended, "
             "and before any of their own.",
         ),
+        "## The long form",
+        "",
+        *_paragraphs(
+            "GPA (arXiv 2512.17131) and EMA-Nesterov (arXiv 2605.25395) look 20 to 300 steps ahead "
+            "along a slow average M of another optimizer's displacements and walk that average. "
+            "*Smooth* does so over AdamW (β₁ 0.9 and 0.8), NAdamW with constant μ and Muon "
+            "Nesterov: M remembers τ = 1/(1 − β) steps, a 50th or a 20th of the run, and the "
+            "forecast reaches s = c·τ along it, c = 0.1 or 0.25. Each has its own rate, and is "
+            "compared with its own base. These rounds were added on 28 November 2026, before any "
+            "run of their own.",
+        ),
         "## Rates and momenta",
         "",
         *_paragraphs(
@@ -136,11 +151,16 @@ def page() -> str:
             "and **at the best momentum**, for which the rates (a factor of 3 apart) are searched "
             "at each momentum, on the same grid for a method and its forecast, and then refined at "
             "the best. The whole grid is reported too: how much a method forgives.",
+            "How far to look: AdamW at each β₁ and Muon at each momentum of a plane, s = c/(1 − β) "
+            f"with c = {_listed(f'{c:g}' for c in SHARES)}, and Nesterov's form at each, all at "
+            f"the usual rate, seeds {_listed(map(str, FEWER_SEEDS))}; then AdamW's plane once "
+            "more at 0.7 of the length, with batches four times as large, and at 28,000 steps. "
+            "These rounds were added on 28 November 2026, before any run of their own.",
             f"At each choice run the fresh seeds {_listed(map(str, SEEDS))}; only these are "
             "evidence. The runs of 28,000 steps "
             f"({_listed(w.label.split(', ')[-1] for w in LONGER.values())}) "
             "take the rate chosen at 7,000 steps or the one √3 lower, whichever does better with "
-            f"the first search seed, and have the seeds {_listed(map(str, LONGER_SEEDS))}.",
+            f"the first search seed, and have the seeds {_listed(map(str, FEWER_SEEDS))}.",
         ),
         "## What is reported",
         "",
@@ -193,7 +213,7 @@ def _paragraphs(*texts: str) -> list[str]:
 
 
 def _task_rows() -> Iterable[str]:
-    for w in (TASKS | LONGER).values():
+    for w in (TASKS | LONGER | LARGE).values():
         options = ", ".join(
             f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in w.options.items()
         )
