@@ -20,17 +20,21 @@ pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
 from weightcast_lab.methods.method import Method
+from weightcast_lab.report.blocks import Figure
+from weightcast_lab.report.markdown import markdown
+from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import load_results, save_results
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.results.statistics import holm, p_value
 from weightcast_lab.running.readings import Averages
 from weightcast_lab.running.train import cosine_factor
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.trials import page, report
+from weightcast_lab.trials import page
 from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
 from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
 from weightcast_lab.trials.questions import QUESTIONS
+from weightcast_lab.trials.report import report
 from weightcast_lab.trials.savings import savings
 from weightcast_lab.trials.search import open_trials, search
 from weightcast_lab.trials.tolerances import tolerances
@@ -383,19 +387,20 @@ def test_results_come_back_from_their_file(studied, tmp_path) -> None:
     experiments, _ = studied
     content = [{k: v for k, v in e.items() if k != "command"} for e in experiments]
     path = save_results(tmp_path, "study", content, command="weightcast study trials")
-    assert report.markdown(load_results(path)) == report.markdown(experiments)
+    assert markdown(report(load_results(path))) == markdown(report(experiments))
 
 
 def test_the_report_shows_every_question(studied) -> None:
     experiments, _ = studied
-    text = report.markdown(experiments)
+    text = markdown(report(experiments))
     for question in QUESTIONS:
         assert question.text in text
     assert "1 of 5 diverged" in text
     console = Console(width=400, file=io.StringIO())
-    console.print(report.terminal(experiments))
+    console.print(terminal(report(experiments)))
     assert "Steps saved" in console.file.getvalue()
-    assert {"tables.md", "nadamw-usual.png", "muon-best.png"} <= set(report.files(experiments))
+    figures = {b.key for b in report(experiments).blocks if isinstance(b, Figure)}
+    assert {"nadamw-usual", "muon-best"} <= figures
 
 
 # --- what is published ---------------------------------------------------------------------------
