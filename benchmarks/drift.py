@@ -1,9 +1,9 @@
 """How far rounding carries the weights that are never copied from those that are.
 
-`weightcast.AdamW` brings the true weights back from a copy; with `in_step=True` and with
-`backup="recompute"` it computes them, θ = θ̂ + s·Δ, at every step. All of them get the same random
-gradients here, whatever their weights; so does the default in float64, which tells how far the
-rounding of AdamW itself has carried the default by then.
+`weightcast.AdamW` brings the true weights back from a copy; with `in_step=True` it computes them,
+θ = θ̂ + s·Δ, at every step. Both get the same random gradients here, whatever their weights; so does
+the default in float64, which tells how far the rounding of AdamW itself has carried the default by
+then.
 
     python benchmarks/drift.py --out benchmarks/results/drift.json
 """
@@ -28,10 +28,9 @@ SCALE = 0.05  # of the weights at first; the gradients are of scale 1
 VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "default": (torch.float32, {}),
     "float64": (torch.float64, {}),
-    "eager": (torch.float32, {"in_step": True}),
-    "recompute": (torch.float32, {"backup": "recompute"}),
+    "in step": (torch.float32, {"in_step": True}),
 }
-COMPUTED = ("eager", "recompute")
+COMPUTED = ("in step",)
 FLOAT32 = ("default", *COMPUTED)
 
 

@@ -124,7 +124,6 @@ ROWS: dict[str, tuple[Maker | None, Maker | None, str]] = {
     ),
     "AdamW, single": (partial(plain, ADAMW, **SINGLE), partial(attached, ADAMW, **SINGLE), "torch"),
     "weightcast.AdamW, lazy": (None, own, "torch"),
-    "weightcast.AdamW, recompute": (None, partial(own, backup="recompute"), "torch"),
     "weightcast.AdamW, eager": (None, partial(own, in_step=True), "torch"),
     "NAdamW": (partial(plain, NADAMW), partial(attached, NADAMW), "torch"),
     "RAdam": (partial(plain, torch.optim.RAdam), partial(attached, torch.optim.RAdam), "torch"),

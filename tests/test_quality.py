@@ -166,10 +166,10 @@ def test_importing_is_cheap() -> None:
 @pytest.mark.parametrize(
     ("document", "results", "brief"),
     [
-        ("README.md", "results/study", True),
-        ("docs/results.md", "results/study", False),
-        ("docs/results.md", "results/digits", False),
-        ("docs/results.md", "results/foresight", False),
+        ("docs/results.md", "results/study", True),
+        ("docs/tables.md", "results/study", False),
+        ("docs/tables.md", "results/digits", False),
+        ("docs/tables.md", "results/foresight", False),
         ("docs/delays.md", "results/delay", True),
         ("docs/answers.md", "results/trials", False),
         ("docs/reproduction.md", "results/desk", False),
@@ -241,5 +241,5 @@ def test_nothing_of_a_machine_is_in_the_project() -> None:
     ).stdout.split()
     if not files:
         pytest.skip("not a git checkout")
-    assert len(files) < 500  # all runs of a folder are one file
+    assert len(files) < 800  # all runs of a folder are one file
     assert not [name for name in files if "/runs/" in name]  # no checkpoint

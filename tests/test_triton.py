@@ -97,7 +97,7 @@ def test_bfloat16_is_rounded_to_the_nearest_even_by_triton_too() -> None:
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"in_step": True}, {"backup": "recompute"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"in_step": True}], ids=str)
 def test_the_optimizer_runs_on_them_as_on_the_c_kernels(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -349,7 +349,7 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tens
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"in_step": True}, {"backup": "recompute"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"in_step": True}], ids=str)
 def test_a_captured_step_replays_as_the_loop_runs(
     options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -383,7 +383,7 @@ def test_a_captured_step_replays_as_the_loop_runs(
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"in_step": True}, {"backup": "recompute"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"in_step": True}], ids=str)
 def test_nothing_waits_for_the_device(options: dict[str, Any], dtype: torch.dtype) -> None:
     """R27, also under a gradient scaler's `found_inf`."""
     model = gpu_model(dtype)

@@ -398,7 +398,7 @@ def test_memory_of_parameters_that_are_gone_is_given_back_by_our_adamw() -> None
     for _ in range(5):
         replace(optimizer, model.first, "weight", torch.clone)
         train(model, optimizer, 2)
-    assert len(optimizer._weights.launches.kept) == 4
+    assert len(optimizer.forecast.memory) == 4
 
 
 @pytest.mark.parametrize("cls", REPLACED)

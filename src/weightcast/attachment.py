@@ -6,7 +6,6 @@ from torch import jit, nn
 from torch.optim import Optimizer
 
 from weightcast.adamw import AdamW
-from weightcast.adamw.forecast import AdamWForecast
 from weightcast.displacement.reach import settings_of_groups
 from weightcast.displacement.rules import Formula, check_supported, chosen_rule
 from weightcast.errors import InvalidArgumentError, InvalidTypeError
@@ -95,7 +94,7 @@ def attach(
             weight_decay=weight_decay,
         )
     elif rule is None and not damped and not weight_decay:
-        forecast = AdamWForecast(chosen, optimizer)
+        forecast = optimizer.forecast
     else:
         raise InvalidArgumentError(
             f"{type(optimizer).__name__} makes its own forecast: rule, damped and "

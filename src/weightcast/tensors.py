@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from weightcast.errors import InvalidArgumentError
 
@@ -213,6 +215,29 @@ def overlapping(tensors: Sequence[Tensor]) -> set[int]:
         if row[0] != last[0] or row[2] > last[2]:
             last = row
     return found
+
+
+def memory_of(params: Sequence[Tensor], states: Sequence[Mapping[str, Any]] = ()) -> list[Any]:
+    """What tells whether parameters and their states are where and what they were."""
+    values = [*params, *chain.from_iterable(state.values() for state in states)]
+    if not are_real(values):
+        return [*map(_memory, values), *map(len, states)]
+    # every step asks for all of them; a state's dtype goes with its address, or its new tensor's
+    kinds = chain(map(_dtype, params), map(Tensor.stride, params), map(Tensor.numel, params))
+    return [*map(Tensor.data_ptr, values), *kinds, *map(len, states)]
+
+
+_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+def _memory(value: Any) -> Any:
+    """Address and kind of a tensor; of what is no tensor, the value."""
+    if not isinstance(value, Tensor):
+        return value
+    if is_lazy(value):  # it has no memory yet
+        return None
+    value = plain(value)
+    return value.data_ptr(), value.dtype, value.stride(), value.numel()
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,129 +1,164 @@
-"""The forecast that `weightcast.AdamW` makes itself, as hooks see it."""
+"""The forecast of a `weightcast.AdamW`, from which its step goes on."""
 
 from __future__ import annotations
 
-import functools
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from weightcast.adamw.optimizer import AdamW
+from weightcast.adamw.masters import LOW_PRECISION, Masters
 from weightcast.displacement.reach import STEPS, checked_steps, settings_of_groups
-from weightcast.displacement.rules import rule_for
-from weightcast.forecast import Forecast, nothing
-from weightcast.moves.forecast import OptimizerForecast
-from weightcast.moves.pause import paused
+from weightcast.displacement.rules import Group, Rule, adam
+from weightcast.kernels.operands import FUSED_DEVICES
+from weightcast.moves.base import RuleForecast
+from weightcast.moves.batch import Batch, Place
+from weightcast.tensors import moving
+
+_RULE = Rule(adam, decoupled=True, foreach=True, has_masters=True)
 
 
-class AdamWForecast(Forecast):
-    """The weights of a `weightcast.AdamW`, which moves them itself."""
+class AdamWForecast(RuleForecast):
+    """The weights of a `weightcast.AdamW`, which steps from θ̂, or ends there.
+
+    Args:
+        optimizer: Whose weights.
+        damped: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
+        keeps: Whether θ is kept where it could be computed.
+    """
 
     steps_from_forecast = True
-    weight_decay = False
 
-    def __init__(self, steps: float, optimizer: AdamW) -> None:
-        self.damped = optimizer.damped
-        self._optimizer: Callable[[], AdamW | None] = weakref.ref(optimizer)
-        self._steps = checked_steps(steps, "steps", self.damped)
-        self._settings_used: list[Any] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        detached = functools.partial(
-            OptimizerForecast, damped=self.damped, weight_decay=self.weight_decay
-        )
-        return detached, (self.steps,)
-
-    @property
-    def optimizer(self) -> AdamW | None:
-        """Whose weights these are; None once it has ended, or the optimizer is gone."""
-        return self._optimizer()
+    def __init__(self, optimizer: Optimizer, damped: bool, keeps: bool) -> None:
+        self.keeps = keeps
+        self.masters = Masters()
+        self.is_awaited = False  # whether there was a forecast since the last step
+        super().__init__(optimizer.defaults[STEPS], optimizer, _RULE, damped=damped)
 
     @property
     def steps(self) -> float:
         """How many steps to look ahead; they live in the optimizer's parameter groups."""
-        optimizer = self._optimizer()
+        optimizer = self.optimizer
         return self._steps if optimizer is None else optimizer.defaults[STEPS]
 
     @steps.setter
     def steps(self, value: float) -> None:
-        optimizer = self._optimizer()
         self._steps = checked_steps(value, "steps", self.damped)
-        if optimizer is not None:
+        if (optimizer := self.optimizer) is not None:
             for holder in (optimizer.defaults, *optimizer.param_groups):
                 holder[STEPS] = self._steps
 
     @property
-    def is_predicted(self) -> bool:
-        """Whether the parameters are at θ̂ now."""
-        optimizer = self._optimizer()
-        return optimizer is not None and optimizer.is_predicted
-
-    @property
     def backward_pending(self) -> bool:
         """Whether a backward may wait for θ̂; not after a step that ends there, until a forward."""
-        optimizer = self._optimizer()
-        return optimizer is not None and optimizer.backward_pending
+        return self.is_awaited and self.is_predicted
 
     def predict(self) -> None:
-        """Move the weights to θ̂, as `AdamW.train`."""
-        if (optimizer := self._optimizer()) is not None:
+        """Move the weights from θ to θ̂. Does nothing if they are there."""
+        if (optimizer := self.optimizer) is not None:
+            settings = settings_of_groups(optimizer.param_groups, self.steps, self.damped)
+            if not self.at_forecast:
+                self.masters.heed(optimizer)
+            elif settings != self.settings_used and self._corrected():
+                self.settings_used = settings
+            super().predict()
+            self.is_awaited = True
+
+    def _corrected(self) -> bool:
+        """Whether all could go straight on from one forecast to another, as other rates want it."""
+        if self.batches() != self.moved:
+            return False
+        if not all(batch.is_computed and batch.can_step() for batch in self.moved):
+            return False
+        with moving():
+            for batch in self.moved:
+                batch.forecast(self.reach_of(batch.group))
+        return True
+
+    def check_anything_known(self, batches: list[Batch]) -> None:
+        """Say so if no parameter has a displacement after a step."""
+        self.diagnostics.check_anything_known(batches)
+
+    def note_writes(self) -> None:
+        """What was written to the weights so far is no matter."""
+        super().note_writes()
+        if (optimizer := self.optimizer) is not None:
+            self.masters.watch(optimizer)
+
+    def forget(self) -> None:
+        """The weights are taken for what they are, whatever was known of them."""
+        self.moved, self.masters = [], Masters()
+        self.at_forecast = self.is_awaited = False
+        self.state_replaced()
+
+    # --- the optimizer's step --------------------------------------------------------------------
+
+    def complete_state(self, group: Group, p: Tensor, state: dict[str, Any]) -> None:
+        """Make the state of a parameter, or what a loaded one lacks."""
+        is_low = p.dtype in LOW_PRECISION
+        # on the device, so that nothing waits for it; the plain optimizer's where torch has it
+        is_there = group["capturable"] or group["fused"] or is_low or self.reach_of(group)
+        device = p.device if is_there and p.device.type in FUSED_DEVICES else torch.device("cpu")
+        dtype = torch.float32 if is_low else p.dtype
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+        elif state["step"].device != device or state["step"].dtype != torch.float32:
+            state["step"] = state["step"].to(device, torch.float32)
+        if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+        if not is_low:
+            state.pop("master", None)  # of a checkpoint that was made in low precision
+        elif "master" not in state:
+            state["master"] = p.detach().to(torch.float32, copy=True)
+
+    def distance(self, group: Group, lr: Any = None) -> Any:
+        """How many times Δ/γ to walk: s·γ."""
+        lr = group["lr"] if lr is None else lr
+        if isinstance(lr, Tensor) and lr.device.type == "cpu":
+            lr = lr.item()
+        steps = self.reach_of(group)
+        return steps * lr if steps else 0.0
+
+    def begin_step(self, batches: Sequence[Batch]) -> None:
+        """These are about to step from where they are; unless all can, θ comes back first."""
+        self.check_once()
+        self.rivals.restore()
+        ours = set(map(id, batches))
+        if not all(id(batch) in ours and batch.can_step() for batch in self.moved):
+            self.restore()
+        if not self.at_forecast and (optimizer := self.optimizer) is not None:
+            self.masters.heed(optimizer)
+        self.moved, self.at_forecast = list(batches), True
+
+    def end_step(self, rates: Sequence[Any] | None) -> None:
+        """They have stepped; if there are coming rates, all is to be at θ̂ by them."""
+        self.moved = [batch for batch in self.moved if batch.place is Place.PREDICTED]
+        self.at_forecast, self.is_awaited = rates is not None, False
+        if rates is not None and (optimizer := self.optimizer) is not None:
             groups = optimizer.param_groups
-            settings = settings_of_groups(groups, self.steps, self.damped)
-            if not self.backward_pending or settings != self._settings_used:
-                self._settings_used = settings
-                optimizer.train()
-
-    def restore(self) -> None:
-        """Put the true weights back, as `AdamW.eval`."""
-        if (optimizer := self._optimizer()) is not None:
-            was_pending = self.backward_pending
-            optimizer.eval()
-            if was_pending:
-                self.interrupted()
-
-    def pause(self, for_reading: bool = False) -> Callable[[], None]:
-        """Put θ back for an evaluation, or for reading; gives what to call after it."""
-        used = self._settings_used
-        optimizer = self._optimizer()
-        resumed = nothing if optimizer is None else optimizer.note_writes
-        return paused(self, for_reading, lambda: used == self._settings_used, resumed)
-
-    def before_step(self, has_closure: bool) -> None:
-        """Put θ back where others look at it; else the step goes on from θ̂."""
-        if (optimizer := self._optimizer()) is not None:
-            optimizer.eval()
-
-    def introduce(self, about: str) -> None:
-        """What every warning ends with: of which model and optimizer it is."""
-        if (optimizer := self._optimizer()) is not None:
-            optimizer.introduce(about)
-
-    def expect_writes(self) -> None:
-        """It looks."""
-
-    def around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """It knows."""
-        return closure
-
-    def after_step(self) -> None:
-        """It knows."""
-
-    def state_loaded(self) -> None:
-        """Steps are among what is loaded, as other hyper-parameters are."""
-
-    def state_replaced(self) -> None:
-        """Put θ back."""
-        self.restore()
-
-    def displacements(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each parameter with its Δ, as far as it is known."""
-        if (optimizer := self._optimizer()) is not None:
-            rule = rule_for(optimizer)
-            yield from OptimizerForecast(self.steps, optimizer, rule).displacements()
+            present = [group["lr"] for group in groups]
+            try:
+                _set_rates(groups, rates)
+                if self.known() != self.moved:  # some had no gradient, or no kernel
+                    for batch in self.batches():
+                        if batch.place is Place.TRUE:
+                            self.move(batch)
+                self.settings_used = settings_of_groups(groups, self.steps, self.damped)
+            finally:
+                _set_rates(groups, present)
+        self.note_writes()
 
     def end(self) -> None:
-        """Put θ back, and let go of the optimizer."""
-        self.restore()
-        self._steps, self._optimizer = self.steps, nothing
+        """Put θ back, and let go of everything."""
+        self._steps = self.steps
+        super().end()
+
+
+def _set_rates(groups: Sequence[Group], rates: Sequence[Any]) -> None:
+    for group, lr in zip(groups, rates, strict=True):
+        if lr is not None:
+            group["lr"] = lr

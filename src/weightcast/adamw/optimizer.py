@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightcast.adamw.launches import Launches
-from weightcast.adamw.legs import LOW_PRECISION
-from weightcast.adamw.weights import Weights
+from weightcast.adamw.forecast import AdamWForecast
+from weightcast.adamw.masters import LOW_PRECISION
+from weightcast.adamw.update import Updates
 from weightcast.displacement.reach import STEPS, checked_steps
-from weightcast.displacement.rules import adam, register_rule
-from weightcast.errors import InvalidArgumentError, warn
+from weightcast.errors import InvalidArgumentError
 from weightcast.tensors import untraced
 
 
@@ -57,9 +56,8 @@ class AdamW(torch.optim.AdamW):
         steps: s, how many steps to look ahead. It is kept, as the other hyper-parameters are, in
             the parameter groups: as `"prediction_steps"`.
         damped: Walk Σ β₁ᵏ (k = 1..s) displacements instead of s.
-        in_step: The step itself makes the next forecast, and ends at θ̂.
-        backup: What brings θ back when lazy: `"copy"`, bit for bit, at the price of one more copy
-            of the weights, or `"recompute"`, θ = θ̂ + s·Δ, exact but for the last bit.
+        in_step: The step itself makes the next forecast, and ends at θ̂. Where a kernel applies, no
+            copy of θ is kept: θ = θ̂ + s·Δ, exact but for the last bit.
 
     Raises:
         InvalidArgumentError: an argument of its own has an impossible value.
@@ -99,17 +97,14 @@ class AdamW(torch.optim.AdamW):
         steps: float = 3,
         damped: bool = False,
         in_step: bool = False,
-        backup: Literal["copy", "recompute"] = "copy",
     ) -> None:
         if differentiable:
             raise InvalidArgumentError(
                 "differentiable=True is not supported: use torch.optim.AdamW to differentiate "
                 "through steps."
             )
-        if backup not in ("copy", "recompute"):
-            raise InvalidArgumentError(f"backup must be 'copy' or 'recompute', got {backup!r}.")
         steps = checked_steps(steps, "steps", damped)
-        self._damped, self._in_step, self._backup = damped, in_step, backup
+        self._damped, self._in_step = damped, in_step
         super().__init__(
             params,
             lr,
@@ -125,25 +120,27 @@ class AdamW(torch.optim.AdamW):
         self.defaults[STEPS] = steps
         for group in self.param_groups:
             group.setdefault(STEPS, steps)
-        self._forget()
+        self._begin()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also after loading a checkpoint of torch's AdamW, which knows no forecasts."""
         super().__setstate__(state)  # type: ignore[no-untyped-call, unused-ignore]
-        self._forget()
+        if "_forecast" in vars(self):
+            self._forecast.forget()  # the weights are taken for what they are
+        else:
+            self._begin()
         for group in self.param_groups:
             group.setdefault(STEPS, self.defaults[STEPS])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is at θ."""
         self.eval()
-        settings = {name: getattr(self, name) for name in ("_damped", "_in_step", "_backup")}
-        return super().__getstate__() | settings
+        return super().__getstate__() | {"_damped": self._damped, "_in_step": self._in_step}
 
     def __del__(self) -> None:
         """Nobody could put θ back any more."""
-        if not sys.is_finalizing() and hasattr(self, "_weights"):
-            self.eval()
+        if not sys.is_finalizing() and hasattr(self, "_forecast"):
+            self._forecast.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch. The weights are θ afterwards: a checkpoint never implies a forecast."""
@@ -172,13 +169,9 @@ class AdamW(torch.optim.AdamW):
                     if key != "step":
                         self.state[p][key] = value.to(p.device, torch.float32, copy=True)
 
-    def _present(self) -> Weights:
-        self._weights.launches.state = self.state  # somebody may have replaced it
-        return self._weights
-
-    def _forget(self) -> None:
-        keeps = not self._in_step and self._backup == "copy"
-        self._weights = Weights(Launches(self.state, self.defaults, self._damped, keeps))
+    def _begin(self) -> None:
+        self._forecast = AdamWForecast(self, self._damped, keeps=not self._in_step)
+        self._updates = Updates()
         self._unused = 0  # steps since the last forecast
 
     # --- what was asked for: it stays ------------------------------------------------------------
@@ -193,22 +186,19 @@ class AdamW(torch.optim.AdamW):
         """Whether each step ends at θ̂."""
         return self._in_step
 
-    @property
-    def backup(self) -> str:
-        """What brings θ back: `"copy"` or `"recompute"`."""
-        return self._backup
-
     # --- where the weights are -------------------------------------------------------------------
+
+    @property
+    def forecast(self) -> AdamWForecast:
+        """What `attach` hands to its hooks; another one once they are detached."""
+        if self._forecast.optimizer is None:
+            self._begin()
+        return self._forecast
 
     @property
     def is_predicted(self) -> bool:
         """Whether the parameters are at θ̂ now."""
-        return self._weights.is_predicted
-
-    @property
-    def backward_pending(self) -> bool:
-        """Whether a backward may wait for θ̂: `train` was called since the last step."""
-        return self._unused < 0 and self.is_predicted
+        return self.forecast.is_predicted
 
     def train(self) -> None:
         """Move the weights to θ̂ at the present `lr` and steps. Does nothing if they are there.
@@ -216,20 +206,11 @@ class AdamW(torch.optim.AdamW):
         `attach` calls this before a training forward; without it, call it yourself, or pass
         `in_step=True`.
         """
-        self._unused, weights = -1, self._present()
-        weights.move(self.param_groups, list(map(weights.launches.distance, self.param_groups)))
+        self.forecast.predict()
 
     def eval(self) -> None:
         """Put the true weights θ back. Does nothing if they are there."""
-        self._present().move(self.param_groups, [0.0] * len(self.param_groups))
-
-    def introduce(self, about: str) -> None:
-        """What every warning ends with."""
-        self._weights.diagnostics.about = about
-
-    def note_writes(self) -> None:
-        """What was written to the weights so far is no matter; for what puts θ̂ back."""
-        self._weights.note_writes()
+        self.forecast.restore()
 
     # --- the step --------------------------------------------------------------------------------
 
@@ -269,22 +250,13 @@ class AdamW(torch.optim.AdamW):
                 f"next_lr needs one learning rate for each of the {len(groups)} parameter groups, "
                 f"got {len(rates)}."
             )
-        self._unused += 1
+        forecast = self.forecast
+        self._unused = 0 if forecast.is_awaited else self._unused + 1
         if self._unused == 2 and not self._in_step and any(g[STEPS] for g in groups):
-            warn(_UNUSED + self._weights.diagnostics.about)
-        weights, scaling = (
-            self._present(),
-            (getattr(self, "grad_scale", None), getattr(self, "found_inf", None)),
-        )
-        thens = [
-            weights.launches.distance(group, rate) if self._in_step else 0.0
-            for group, rate in zip(groups, rates, strict=True)
-        ]
-        weights.step(groups, thens, scaling)
+            forecast.diagnostics.report(_UNUSED)
+        self._updates.step(self, forecast, rates if self._in_step else None)
         return loss
 
-
-register_rule(AdamW, decoupled_weight_decay=True, foreach=True)(adam)
 
 _UNUSED = (
     "weightcast.AdamW has not forecast so far: step() ran twice at the true weights. Call "

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from weightcast.displacement.rules import OBSERVED, Group, rate
 from weightcast.tensors import buffer_like, host_step, moving, nonzero, plain, plain_all
 
-_UNKNOWN: dict[str, Any] = {}
+UNKNOWN: dict[str, Any] = {}
 """The state of a parameter that has none: one object, so that a plan knows it again."""
 
 
@@ -32,7 +32,7 @@ class Observer:
 
     def states_of(self, optimizer: Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
         """The optimizer's states of parameters, or what is kept in their place."""
-        return [optimizer.state.get(p) or self.apart.get(p, _UNKNOWN) for p in params]
+        return [optimizer.state.get(p) or self.apart.get(p, UNKNOWN) for p in params]
 
     def remember(
         self, optimizer: Optimizer, group: Group, held: dict[Tensor, Tensor], may_predict: bool

@@ -42,13 +42,15 @@ class Rule:
 
     `formula(state, group)` gives Δ of a parameter; `when(group)` tells whether the state suffices
     under the group's options; `decoupled` whether the optimizer decays the weights apart from Δ;
-    `foreach` whether the formula also takes `Tensors`.
+    `foreach` whether the formula also takes `Tensors`; `has_masters` whether low-precision weights
+    have float32 masters in the state.
     """
 
     formula: Formula
     when: Callable[[Group], bool] = lambda group: True
     decoupled: bool = False
     foreach: bool = False
+    has_masters: bool = False
 
 
 _RULES: dict[type[Optimizer], Rule] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.errors import warn
-from weightcast.moves.passes import Batch
+from weightcast.moves.batch import Batch
 from weightcast.moves.samples import Samples
 from weightcast.tensors import plain_all
 
@@ -36,13 +36,13 @@ class Diagnostics:
     def step_taken(self, is_wanted: bool) -> None:
         """Say so if this is the second step without a forecast."""
         if self.has_stepped and not self.ever_predicted and is_wanted:
-            self._report(_NEVER_CALLED)
+            self.report(_NEVER_CALLED)
         self.has_stepped = is_wanted
 
     def check_anything_known(self, batches: Sequence[Batch]) -> None:
         """Say so if no parameter has a displacement after a step."""
         if self.has_stepped and not batches:
-            self._report(_NOTHING_MOVED)
+            self.report(_NOTHING_MOVED)
 
     def check_coarseness(self, moved: Sequence[Batch]) -> None:
         """Whether low-precision weights can express their forecast; synchronises, once."""
@@ -51,14 +51,14 @@ class Diagnostics:
         stuck = total = 0
         for batch in moved:
             self._has_looked = True
-            if batch.params[0].dtype in _COARSE and not batch.is_observed:
+            if batch.params[0].dtype in _COARSE and batch.saved and not batch.is_observed:
                 params, saved = plain_all(batch.params), plain_all(batch.saved)
                 for p, before, delta in zip(params, saved, batch.displacements(), strict=True):
                     wanted = delta != 0
                     total += int(wanted.sum())
                     stuck += int((wanted & (p == before)).sum())
         if stuck > total / 2:
-            self._report(_TOO_COARSE.format(stuck / total))
+            self.report(_TOO_COARSE.format(stuck / total))
 
     def note_writes(self, params: Sequence[Tensor]) -> None:
         """What was written to predicted weights so far is no matter."""
@@ -75,7 +75,7 @@ class Diagnostics:
             self._looks += 1
             if not self.expects_writes and not is_as_before():
                 self._looks = _LOOKS
-                self._report(_WRITTEN)
+                self.report(_WRITTEN)
         self.forget_weights()
 
     def forget_weights(self) -> None:
@@ -85,18 +85,19 @@ class Diagnostics:
     def replaced(self, old: Tensor, new: Tensor | None) -> None:
         """Say so if a predicted parameter was replaced by what cannot be told from its forecast."""
         shapes = tuple(old.shape), "nothing" if new is None else tuple(new.shape)
-        self._report(_REPLACED.format(*shapes))
+        self.report(_REPLACED.format(*shapes))
 
     def shapes_changed(self, params: Sequence[Tensor]) -> None:
         """Say so if weights were cut or grown while predicted: there is no θ for them."""
         shapes = ", ".join(str(tuple(p.shape)) for p in params)
-        self._report(_CHANGED.format(shapes))
+        self.report(_CHANGED.format(shapes))
 
     def nothing_loaded(self) -> None:
         """Log it if a checkpoint has no displacements where no state tells them: no fault."""
         _log.warning(_NOT_LOADED)
 
-    def _report(self, message: str) -> None:
+    def report(self, message: str) -> None:
+        """Warn, once."""
         if message not in self._made:
             self._made.add(message)
             warn(message + self.about)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from weightcast.displacement.rules import OBSERVED, OBSERVED_RULE, Group, Rule, adam
-from weightcast.kernels import fused_backend
+from weightcast.kernels import backend_for, fused_backend
 from weightcast.kernels.operands import reads_count
-from weightcast.moves.passes import Batch, Way, columns
-from weightcast.tensors import TILE, are_real, host_step, overlapping, plain
+from weightcast.moves.batch import Batch
+from weightcast.moves.passes import Way, columns
+from weightcast.tensors import TILE, are_real, host_step, memory_of, overlapping, plain
 
 _LARGEST = {Way.GATHERED: TILE, Way.MULTI_TENSOR: 2**26}
 """Elements in a batch at most: bounds the temporary memory of a pass."""
@@ -51,35 +51,28 @@ def planned(
     return plan
 
 
-def memory_of(params: list[Tensor], states: States) -> list[Any]:
-    """What tells whether parameters and their states are where and what they were."""
-    values = [*params, *chain.from_iterable(state.values() for state in states)]
-    if not are_real(values):
-        return [*map(_memory, values), *map(len, states)]
-    # every step asks for all of them; a state's dtype goes with its address, or its new tensor's
-    kinds = chain(map(_dtype, params), map(Tensor.stride, params), map(Tensor.numel, params))
-    return [*map(Tensor.data_ptr, values), *kinds, *map(len, states)]
-
-
-_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]
-
-
-def _memory(value: Any) -> Any:
-    """Address and kind of a tensor; of what is no tensor, the value."""
-    if not isinstance(value, Tensor):
-        return value
-    if is_lazy(value):  # it has no memory yet
-        return None
-    value = plain(value)
-    return value.data_ptr(), value.dtype, value.stride(), value.numel()
-
-
 def batches_of(
-    plans: Plans, key: Any, group: Group, rule: Rule, states: States, memory: Memory
+    plans: Plans,
+    key: Any,
+    group: Group,
+    rule: Rule,
+    states: States,
+    memory: Memory,
+    keeps: bool,
+    complete: Callable[[Group, Tensor, dict[str, Any]], None],
 ) -> list[Batch]:
-    """What moves together of a group's parameters whose displacement is known."""
-    mark = partial(_mark, group, rule, states)
-    return planned(plans, key, mark, lambda: list(_sorted(group, rule, states, memory)))
+    """What moves together of a group's parameters whose displacement is known.
+
+    If not `keeps`, there is no copy of θ where kernels compute it. States are completed first.
+    """
+
+    def build() -> list[Batch]:
+        for p, state in zip(group["params"], states, strict=True):
+            if state:
+                complete(group, p, state)
+        return list(_sorted(group, rule, states, memory, keeps))
+
+    return planned(plans, key, partial(_mark, group, rule, states), build)
 
 
 def _is_known(state: dict[str, Any], rule: Rule) -> bool:
@@ -111,7 +104,9 @@ def _scalars(state: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(v for k, v in state.items() if k != "step" and type(v) in (bool, int, float))
 
 
-def _sorted(group: Group, rule: Rule, states: States, memory: Memory) -> Iterator[Batch]:
+def _sorted(
+    group: Group, rule: Rule, states: States, memory: Memory, keeps: bool
+) -> Iterator[Batch]:
     together: dict[Any, list[Row]] = {}
     rows = [(p, s) for p, s in zip(group["params"], states, strict=True) if _is_known(s, rule)]
     shared = overlapping([plain(p) for p, _ in rows])
@@ -121,10 +116,13 @@ def _sorted(group: Group, rule: Rule, states: States, memory: Memory) -> Iterato
             if (place := (plain(p).data_ptr(), p.numel())) in seen:
                 continue  # what was seen of the memory is known already
             seen.add(place)
-        is_theirs = rule.formula is adam and p.dtype is torch.float32
-        kernels = fused_backend(p, state, group) if is_theirs else None
+        kernels = None
+        if rule.has_masters and "master" in state:
+            kernels = backend_for(p, state, group)
+        elif rule.formula is adam and p.dtype is torch.float32:
+            kernels = fused_backend(p, state, group)
         way = _way(p, state, group, rule) if kernels is None else Way.KERNELS
-        key: tuple[Any, ...] = (way, kernels, p.device, p.dtype)
+        key: tuple[Any, ...] = (way, kernels, p.device, p.dtype)  # masters go with dtypes
         if way in (Way.TILED, Way.SINGLE) or number in shared:  # these go back in reverse order
             key += (id(p),)
         elif kernels is None or not reads_count(p, state):
@@ -133,7 +131,9 @@ def _sorted(group: Group, rule: Rule, states: States, memory: Memory) -> Iterato
     for (way, kernels, *_), members in together.items():
         for chunk in _chunks(members, _LARGEST.get(way, math.inf)):
             params, states = map(list, zip(*chunk, strict=True))
-            yield Batch(group, rule, way, params, states, kernels, memory)
+            has_masters = rule.has_masters and "master" in states[0]
+            is_kept = way is not Way.KERNELS or (keeps and not has_masters)
+            yield Batch(group, rule, way, params, states, kernels, memory, is_kept)
 
 
 def _way(p: Tensor, state: dict[str, Any], group: Group, rule: Rule) -> Way:

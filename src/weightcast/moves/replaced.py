@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightcast.displacement.rules import Group
-from weightcast.moves.passes import Batch, Place
+from weightcast.moves.batch import Batch, Place
 from weightcast.tensors import StateView, plain
 
 
@@ -54,21 +54,26 @@ def give_back(
             state = None if optimizer is None or new is None else optimizer.state.get(new)
             for batch in moved:
                 numbers = [n for n, p in enumerate(batch.params) if p is old]
-                if numbers and batch.place is Place.PREDICTED:
-                    saved = batch.saved[numbers[0]]
-                    if new is None or not _give_back(batch, old, new, saved, state):
-                        yield old, new
+                if not numbers or batch.place is not Place.PREDICTED:
+                    continue
+                theta = None if new is None else _theta(batch, numbers[0], new, state)
+                if new is None or theta is None:
+                    yield old, new
+                else:
+                    with torch.no_grad():
+                        plain(new).copy_(plain(theta))
 
 
-def _give_back(batch: Batch, old: Tensor, new: Tensor, saved: Tensor, state: Any) -> bool:
-    theta = carry_over(old, new, saved)
+def _theta(batch: Batch, number: int, new: Tensor, state: Any) -> Tensor | None:
+    """θ of what replaced a parameter, as far as anything tells it."""
+    if batch.is_computed:
+        computed = batch.theta(number, new)
+        return computed if computed.shape == plain(new).shape else None
+    kept = batch.saved[number] if batch.saved else batch.operands.sources[number]
+    theta = carry_over(batch.params[number], new, kept)
     if theta is None and state and not batch.is_observed:
         delta = batch.rule.formula(StateView([state]), batch.group)
         if delta.shape == plain(new).shape:
             with torch.no_grad():
                 theta = (plain(new) + batch.reach * delta) / batch.decay
-    if theta is None:
-        return False
-    with torch.no_grad():
-        plain(new).copy_(plain(theta))
-    return True
+    return theta
