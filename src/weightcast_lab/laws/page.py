@@ -1,4 +1,4 @@
-"""The tables of `docs/laws.md`, computed anew: `python -m weightcast_lab.laws` fills them in."""
+"""The tables of `docs/laws.md`, computed anew."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ def marked(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
     return [[f"**{text}**" if verdict else text for text, verdict in row] for row in rows]
 
 
-def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, its first column to the left and the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table in Markdown, so many columns to the left and the others to the right."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     whole = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in whole)
 

@@ -20,6 +20,7 @@ pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
 from weightcast_lab.methods.method import Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.report.blocks import Figure
 from weightcast_lab.report.markdown import markdown
 from weightcast_lab.report.terminal import terminal
@@ -28,21 +29,62 @@ from weightcast_lab.results.records import RunRecord
 from weightcast_lab.results.statistics import holm, p_value
 from weightcast_lab.running.readings import Averages
 from weightcast_lab.running.train import cosine_factor
+from weightcast_lab.study.studies import HEAVY, SCALES
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.trials import page
 from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
-from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
+from weightcast_lab.trials.protocol import (
+    CANDIDATES,
+    LONGER_SEEDS,
+    NEAR,
+    ROUNDS,
+    SEARCH_SEEDS,
+    SEEDS,
+)
 from weightcast_lab.trials.questions import QUESTIONS
 from weightcast_lab.trials.report import report
 from weightcast_lab.trials.savings import savings
 from weightcast_lab.trials.search import open_trials, search
 from weightcast_lab.trials.tolerances import tolerances
-from weightcast_lab.trials.workloads import WORKLOADS
+from weightcast_lab.trials.workloads import (
+    AVERAGES,
+    DELAYS,
+    LATE_TASKS,
+    LENGTHS,
+    LONGER,
+    TASKS,
+    WARMUP,
+    WORKLOADS,
+)
 
 
-def test_the_page_is_the_protocol() -> None:
-    assert Path("docs/trials.md").read_text() == page.page()
+def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data() -> None:
+    said = " ".join(Path("docs/trials.md").read_text().split())
+    used = {c.method.optimizer for c in CANDIDATES.values()}
+    for words in (
+        f"rises in the first {WARMUP:.0%} of the steps",
+        f"averages of θ over {_listed(f'{share:.0%}' for share in AVERAGES)} of the run",
+        ", ".join(
+            f"{OPTIMIZERS[name][0]} {scale:g} times that"
+            for name, scale in SCALES.items()
+            if scale != 1 and name in used
+        ),
+        f"{_listed(TASKS[task].label for task in LATE_TASKS)} also run with gradients that are "
+        f"applied {_listed(DELAYS)} steps late",
+        f"β₁ = {HEAVY} is the momentum of Ajanthan",
+        f"Search seeds are {_listed(SEARCH_SEEDS)}; the second is spent only where the first ends "
+        f"within {NEAR:.0%} of the best.",
+        f"run the fresh seeds {_listed(SEEDS)};",
+        f"28,000 steps ({_listed(w.label.split(', ')[-1] for w in LONGER.values())})",
+        f"have the seeds {_listed(LONGER_SEEDS)}.",
+        f"also run at {_listed(f'{length:g}' for length in LENGTHS)} of the length",
+    ):
+        assert words in said
+
+
+def _listed(things: Iterable[object]) -> str:
+    *first, last = map(str, things)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def test_rounds_and_questions_name_what_there_is() -> None:
