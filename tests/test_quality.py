@@ -18,7 +18,7 @@ import pytest
 import weightcast
 from tests.frameworks import matrix
 from weightcast_lab.kinds import insert
-from weightcast_lab.report.tables import fill_document
+from weightcast_lab.report.markdown import fill_document
 from weightcast_lab.results.loading import load_results
 
 ROOT = Path(__file__).parent.parent
