@@ -372,7 +372,8 @@ def test_what_is_trained_where_hooks_see_nothing_is_not_evaluated_at_a_forecast(
     model = Recorder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     weightcast.attach(model, optimizer)
-    with pytest.warns(weightcast.PredictionWarning, match="has done nothing so far.*part that runs first"):
+    message = "has done nothing so far.*part that runs first"
+    with pytest.warns(weightcast.PredictionWarning, match=message):
         for k in range(3):
             optimizer.zero_grad()
             model.forward(data(model, k)).square().mean().backward()
