@@ -1,4 +1,4 @@
-"""The second study as data: tasks, candidates, rounds. `page.page()` writes it down for people."""
+"""The second study as data: candidates and rounds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from weightcast_lab.methods.method import Method
-from weightcast_lab.study.studies import HEAVY, SCALES, SGD
+from weightcast_lab.methods.method import Method, methods_named
+from weightcast_lab.study.studies import SCALES, SGD
 from weightcast_lab.study.workloads import Workload
 from weightcast_lab.trials.workloads import (
     DELAYS,
@@ -103,61 +103,29 @@ class Round:
 _BETAS, _MUON = (0.5, 0.8, 0.95), (0.9, 0.98)
 
 
-def _adam(optimizer: str, *steps: float | None) -> tuple[Candidate, ...]:
-    return tuple(Candidate(Method(optimizer, s), _BETAS) for s in steps)
-
-
-def _muon(optimizer: str, *steps: float | None, part: str = "") -> tuple[Candidate, ...]:
-    return tuple(Candidate(Method(optimizer, s, part=part), _MUON) for s in steps)
-
-
-def _plain(optimizer: str, *steps: float | None) -> tuple[Candidate, ...]:
-    return tuple(Candidate(Method(optimizer, s)) for s in steps)
+def _candidates(names: str, momenta: tuple[float, ...] = ()) -> tuple[Candidate, ...]:
+    return tuple(Candidate(method, momenta) for method in methods_named(names))
 
 
 ADAMW = (
-    *_adam("adamw", None, 3.0),
-    *_adam("nadamw_mu", None),
+    *_candidates("adamw adamw-s3 nadamw_mu", _BETAS),
     Candidate(Method("adamw"), _BETAS, averaged=True),
 )
-ADAMW_TOO = (*_adam("adamw", 1.0), *_adam("nadamw", None))
-MUON = (
-    *_muon("muon_nesterov", None),
-    *_muon("muon_nesterov", 3.0, part="rest"),
-    *_muon("muon", 3.0),
+ADAMW_TOO = _candidates("adamw-s1 nadamw", _BETAS)
+MUON = _candidates("muon_nesterov muon_nesterov-s3-rest muon-s3", _MUON)
+MUON_TOO = _candidates(
+    "muon_nadamw muon muon-s1 muon-s3-matrices muon-s3-rest muon_inside1 muon_inside3 muon_inside8",
+    _MUON,
 )
-MUON_TOO = (
-    *_muon("muon_nadamw", None),
-    *_muon("muon", None, 1.0),
-    *_muon("muon", 3.0, part="matrices"),
-    *_muon("muon", 3.0, part="rest"),
-    *(one for ahead in (1, 3, 8) for one in _muon(f"muon_inside{ahead}", None)),
+OTHERS = _candidates(
+    "adam adam-s1 adam-s3 adabelief adabelief-s1 adabelief-s3 radam radam-s3 soap soap-s3 "
+    "sgd sgd-s1 nesterov schedule_free lookahead"
 )
-OTHERS = (
-    *_plain("adam", None, 1.0, 3.0),
-    *_plain("adabelief", None, 1.0, 3.0),
-    *_plain("radam", None, 3.0),
-    *_plain("soap", None, 3.0),
-    *_plain("sgd", None, 1.0),
-    *_plain("nesterov", None),
-    *_plain("schedule_free", None),
-    *_plain("lookahead", None),
-)
-
-
-def _late(optimizer: str, *delays: float | None, beta1: float | None = None) -> Iterator[Candidate]:
-    for d in delays:
-        yield Candidate(Method(optimizer, d, beta1=beta1, in_delays=d is not None))
-
-
-LATE = (
-    *_late("adamw", None, 0.5, 1.0, 2.0),
-    *_late("nadamw_mu", None),
-    *_late("nadamw_mu", None, 0.5, 1.0, beta1=HEAVY),
-    *_late("muon", None, 0.5, 1.0, 2.0),
-    *_late("muon_nesterov", None),
-    *_late("sgd", None, 0.5, 1.0, 2.0),
-    *_late("nesterov", None),
+LATE = _candidates(
+    "adamw adamw-s0.5D adamw-s1D adamw-s2D "
+    "nadamw_mu nadamw_mu-b0.99 nadamw_mu-b0.99-s0.5D nadamw_mu-b0.99-s1D "
+    "muon muon-s0.5D muon-s1D muon-s2D muon_nesterov "
+    "sgd sgd-s0.5D sgd-s1D sgd-s2D nesterov"
 )
 """Under delay: forecasts reach as many delays ahead as they say."""
 
