@@ -1,11 +1,11 @@
 """What a forecast of Muon costs, and whether its displacement should be kept or computed again.
 
 Muon's state does not tell its last update: that is the momentum, orthogonalised by five matrix
-iterations. `weightcast.attach` observes it, as the difference of the weights around the step, in one
-buffer that also holds the saved weights while they are predicted. A rule that computes it again
+iterations. `weightcast.attach` observes it, as the difference of the weights around the step, in
+one buffer that also holds the saved weights while they are predicted. A rule that computes it again
 needs no observation, but another saved copy of the weights, and does the iterations twice.
 
-Processor time of one thread, plain and forecast in turn, so that nothing else on the machine counts.
+Processor time of one thread, plain and forecast in turn: nothing else on the machine counts.
 
     python benchmarks/muon.py --out benchmarks/results/muon.json --into docs/recipes.md
 """
@@ -27,7 +27,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 import weightcast
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json
-from weightcast_lab.report.tables import fill_document
+from weightcast_lab.report.markdown import fill_document
 
 WIDTH, LAYERS, TEXTS, LENGTH, WORDS = 256, 4, 16, 128, 2000
 COEFFICIENTS, EPS, ITERATIONS = (3.4445, -4.775, 2.0315), 1e-7, 5
