@@ -26,7 +26,7 @@ from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json, write_atomically
 from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.paper.protocol import EPS, WEIGHT_DECAY, preset_named
-from weightcast_lab.report.tables import fill_document, markdown_rows
+from weightcast_lab.report.markdown import fill_document, markdown_rows
 from weightcast_lab.running.jobs import Cell, Settings
 from weightcast_lab.running.train import batch_order, train
 from weightcast_lab.running.workers import prepare_process

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import NullFormatter, NullLocator
-from rich.console import Group, RenderableType
 
 from weightcast.displacement.reach import damped_steps
+from weightcast_lab.report.blocks import Figure, Report, Table, plain
 from weightcast_lab.report.drawing import Array, Theme, add_legend, figure_settings, panels_of
-from weightcast_lab.report.tables import (
-    NOTHING,
-    markdown_rows,
-    number,
-    terminal_notes,
-    terminal_table,
-)
+from weightcast_lab.report.tables import NOTHING, configurations_of, facts_of, number
 from weightcast_lab.results.loading import Results
 from weightcast_lab.results.measures import computed_on, finished
 from weightcast_lab.running.foresight import QUANTITIES
@@ -81,12 +76,8 @@ TABLES = {
 }
 
 
-def _header(found: Sequence[Sight]) -> list[str]:
-    return ["Setting", "Method", *(f"s = {s}" for sight in found[:1] for s in sight.horizons)]
-
-
-def _cells(found: Sequence[Sight], quantity: str) -> list[list[str]]:
-    return [
+def _table(found: Sequence[Sight], quantity: str, title: str) -> Table:
+    rows = [
         [
             sight.label,
             sight.method,
@@ -94,6 +85,8 @@ def _cells(found: Sequence[Sight], quantity: str) -> list[list[str]]:
         ]
         for sight in found
     ]
+    horizons = (f"s = {s}" for sight in found[:1] for s in sight.horizons)
+    return Table(title, ["Setting", "Method", *horizons], plain(rows), left=2)
 
 
 def notes_of(experiments: Sequence[Results]) -> list[str]:
@@ -117,32 +110,29 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     return notes
 
 
-def markdown(experiments: Sequence[Results]) -> str:
-    """One table a quantity, then notes."""
+def report(experiments: Sequence[Results]) -> Report:
+    """All that there is to show: one table a quantity, and a figure."""
     found = sights(experiments)
-    parts = []
-    for quantity, title in TABLES.items():
-        rows = markdown_rows(_header(found), _cells(found, quantity))
-        parts.append(f"**{title}**\n\n{rows}\n")
-    return "".join([*parts, *(f"- {note}\n" for note in notes_of(experiments))])
-
-
-def terminal(experiments: Sequence[Results]) -> RenderableType:
-    """The same for a terminal."""
-    found = sights(experiments)
-    parts: list[RenderableType] = []
-    for quantity, title in TABLES.items():
-        rows = [[(text, "") for text in row] for row in _cells(found, quantity)]
-        parts += [terminal_table(title, _header(found), rows, left=2), ""]
-    return Group(*parts, *terminal_notes(notes_of(experiments)))
+    title = "How far the last step sees"
+    return Report(
+        command="foresight",
+        title=title,
+        facts=facts_of(experiments, "runs"),
+        blocks=[
+            *(_table(found, quantity, title) for quantity, title in TABLES.items()),
+            Figure("foresight", title, partial(draw, found)),
+        ],
+        notes=notes_of(experiments),
+        repeat=experiments[0]["command"],
+        configuration=configurations_of(experiments, "key"),
+    )
 
 
 # --- the figure ----------------------------------------------------------------------------------
 
 
-def draw(experiments: Sequence[Results], theme: Theme, columns: int) -> Figure:
+def draw(found: Sequence[Sight], theme: Theme, columns: int) -> Drawn:
     """The workloads as they are, then what changes with β₁, learning rate and batch size."""
-    found = sights(experiments)
     plain = [s for s in found if not s.experiment["varied"] and s.method == "AdamW"]
     bases = {s.experiment["base"]: s for s in plain}
     varied = dict.fromkeys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -131,6 +132,26 @@ class Method:
         decaying = "-decaying" if self.decaying else ""
         return f"{name}-s{exact(self.steps)}{unit}{decaying}{part}"
 
+    @classmethod
+    def parse(cls, name: str) -> Method:
+        """The method of such a name or key, if its optimizer is one that the laboratory knows.
+
+        Raises:
+            LabError: it is not the name of a method.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise LabError(f"{name!r} is no method: write it like adamw-b0.99-s0.5D.")
+        return cls(
+            found["optimizer"],
+            None if found["steps"] is None else float(found["steps"]),
+            None if found["rate"] is None else float(found["rate"]),
+            decaying=found["decaying"] is not None,
+            beta1=None if found["beta1"] is None else float(found["beta1"]),
+            in_delays=found["unit"] is not None,
+            part=found["part"] or "",
+        )
+
     @property
     def key(self) -> str:
         """A name for files: `adamw`, `adamw-s3`, `adamw-s3-lr0.01`."""
@@ -142,7 +163,8 @@ class Method:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label, _ = optimizer_named(self.optimizer)
         if self.beta1 is not None:
-            label += f" β₁={exact(self.beta1)}"
+            symbol = "β" if self.optimizer.startswith("smooth") else "β₁"
+            label += f" {symbol}={exact(self.beta1)}"
         if self.steps is not None:
             steps = "∞" if math.isinf(self.steps) else exact(self.steps).replace("-", "−")
             if self.in_delays:
@@ -224,6 +246,19 @@ class Method:
         if self.steps:
             kept += sum(p.nbytes for p in weights if OBSERVED not in optimizer.state.get(p, {}))
         return kept / sum(p.nbytes for p in weights)
+
+
+_NUMBER = r"-?(?:inf|[\d.]+(?:e[+-]\d+)?)"
+_NAME = re.compile(
+    rf"(?P<optimizer>\w+)(?:-b(?P<beta1>{_NUMBER}))?"
+    rf"(?:-s(?P<steps>{_NUMBER})(?P<unit>D)?(?P<decaying>-decaying)?(?:-(?P<part>matrices|rest))?)?"
+    rf"(?:-lr(?P<rate>{_NUMBER}))?"
+)
+
+
+def methods_named(names: str) -> tuple[Method, ...]:
+    """The methods in `adamw adamw-s1 nadamw`."""
+    return tuple(map(Method.parse, names.split()))
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

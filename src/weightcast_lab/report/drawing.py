@@ -121,12 +121,6 @@ def to_image(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def light_and_dark(name: str, draw: Callable[[Theme, int], Figure]) -> dict[str, bytes]:
-    """The figure as two files, for pages that follow the reader's theme."""
-    themes = (("light", LIGHT), ("dark", DARK))
-    return {f"{name}-{key}.svg": to_image(draw(theme, 2), "svg") for key, theme in themes}
-
-
 def column_of(runs: Iterable[Run], name: str) -> Array:
     """A column of the histories, of shape (runs, evaluations).
 

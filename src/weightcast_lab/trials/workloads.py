@@ -92,6 +92,10 @@ LONGER = {
 """Four times as long: more passes, more text, or a network that can hold more."""
 
 
+LARGE = {"large-batch": _characters("batches four times as large", 64, epoch_steps=175)}
+"""As much text as in the long task, in a quarter of the steps."""
+
+
 def _under(task: str, workload: Workload, schedule: str) -> tuple[str, Workload]:
     is_cosine = schedule == "cosine"
     return f"{task}-{schedule}", replace(
@@ -115,7 +119,7 @@ def shorter(key: str, length: float) -> str:
 
 WORKLOADS: dict[str, Workload] = dict(
     _under(task, workload, schedule)
-    for task, workload in (TASKS | LONGER).items()
+    for task, workload in (TASKS | LONGER | LARGE).items()
     for schedule in ("cosine", "constant")
     if schedule == "cosine" or task in TASKS
 )

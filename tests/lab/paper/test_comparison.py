@@ -11,11 +11,11 @@ from scipy import stats
 from tests.lab.compare.test_report import Links
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, to_json
-from weightcast_lab.kinds import in_latex, terminal_report, write_report
+from weightcast_lab.kinds import in_latex, in_markdown, report_of, terminal_report, write_report
 from weightcast_lab.paper.claims import claims
 from weightcast_lab.paper.comparison import COLUMNS, comparisons, departures, figures
 from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
-from weightcast_lab.paper.tables import csv_text, latex, markdown, notes_of
+from weightcast_lab.paper.report import csv_text, latex, notes_of
 from weightcast_lab.report.drawing import DARK, draw_panels
 from weightcast_lab.results.loading import load_results
 
@@ -272,7 +272,7 @@ def test_all_files(tmp_path):
         to_json({"format": FORMAT, "command": "weightcast reproduce", "experiments": content})
     )
     loaded = load_results(path)
-    names = {file.name for file in write_report(loaded, tmp_path)}
+    names = {file.name for file in write_report(report_of(loaded), tmp_path)}
     expected = {"report.html", "tables.md"}
     expected |= {f"table{n}.{form}" for n in (1, 2, 3, 4) for form in ("tex", "csv")}
     forms = (".png", "-light.svg", "-dark.svg")
@@ -291,7 +291,7 @@ def test_all_files(tmp_path):
     assert "A &lt;CPU&gt;" in text
     assert "<CPU>" not in text
     assert terminal_report(loaded) is not None
-    again = write_report(loaded, tmp_path / "again")
+    again = write_report(report_of(loaded), tmp_path / "again")
     for file in again:
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
 
@@ -321,7 +321,7 @@ def test_latex_and_markdown_and_csv_say_the_same():
     table = comparisons(experiments)[0]
     entry = table.rows["resnet34"][4]
     text = f"{entry.ours.mean:.2f}"
-    assert f"**{text}" in markdown(experiments)
+    assert f"**{text}" in in_markdown(experiments, notes=True)
     assert rf"\textbf{{{text} $\pm$" in latex(table)
     assert "(\\%)" in latex(table)
     rows = list(csv.DictReader(io.StringIO(csv_text(table))))

@@ -1,7 +1,6 @@
 """The study's data, its choice of learning rates, and a small one from runs to page."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,59 @@ from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.study import protocol
-from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS, UNDELAYED, VARIANTS
+from weightcast_lab.study.questions import (
+    AGAINST_ADAMW,
+    DELAY_QUESTIONS,
+    METHODS,
+    QUESTIONS,
+    UNDELAYED,
+    UNTUNED,
+    VARIANTS,
+)
 from weightcast_lab.study.search import Choice, choose
-from weightcast_lab.study.studies import SCALES, SGD, STUDIES, Design, Study, rounds_of
-from weightcast_lab.study.workloads import LATE, WORKLOADS, Workload
+from weightcast_lab.study.studies import HEAVY, SCALES, SGD, STUDIES, Design, Study, rounds_of
+from weightcast_lab.study.workloads import DELAYS, LATE, SIX, WORKLOADS, Workload
 from weightcast_lab.tasks import TASKS
 
 PAGE = Path(__file__).parents[3] / "docs" / "study.md"
 
 
-def test_the_page_is_the_protocol():
-    assert PAGE.read_text() == protocol.page()
-    tables = re.findall(r"(?:^\|.*\n)+", protocol.page(), re.M)
+def listed(things):
+    *first, last = map(str, things)
+    return f"{', '.join(first)} and {last}"
+
+
+def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data():
+    said = " ".join(PAGE.read_text().split())
+    design, late = Design(), STUDIES["delay"].design
+    together = [q for q in QUESTIONS if q.family == AGAINST_ADAMW]
+    sizes = [len(question.methods) * len(SIX) for question in together]
+    torchs = torch.optim.NAdam([torch.zeros(1)]).defaults["momentum_decay"]
+    first, last = (0.9 * (1 - 0.5 * 0.96 ** (step * torchs)) for step in (1, 980))
+    for words in (
+        f"{len(design.multiples)} learning rates ({', '.join(f'{m:g}' for m in design.multiples)} "
+        f"times the usual one of its optimizer) with seeds {listed(design.search_seeds)}.",
+        f"{min(design.further):g} or {max(design.further):g} times the usual rate",
+        f"the fresh seeds {listed(design.seeds)};",
+        f"{listed(f'“{q.text}”' for q in together)} were three families, of {listed(sizes)} "
+        f"comparisons, whose rows stood in one column of one table; now they are one of "
+        f"{sum(sizes)}.",
+        f"“{UNTUNED.text}”",
+        f"Its methods: {', '.join(METHODS[name].label for name in UNTUNED.methods)}.",
+        f"`momentum_decay` of {torchs:g}.",
+        f"μₜ is {first:.2f} in the first step and at most {last:.2f} in the last",
+        f"Its workloads run at D = {listed(DELAYS)}.",
+        f"β₁ = {HEAVY} is that of Ajanthan",
+        f"{', '.join(f'{m:g}' for m in late.multiples)} times the usual ones are searched, with "
+        f"seed {late.search_seeds[0]}, and beyond an edge up to {min(late.further):g} and "
+        f"{max(late.further):g} times them",
+        f"then the chosen one runs with seeds {listed(late.seeds)}.",
+    ):
+        assert words in said
+
+
+def test_the_tables_of_the_protocol_are_tables():
+    tables = protocol.tables().values()
     assert len(tables) == 6
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1

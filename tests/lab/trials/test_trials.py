@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,71 @@ pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
 from weightcast_lab.methods.method import Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS
+from weightcast_lab.report.blocks import Figure
+from weightcast_lab.report.markdown import markdown
+from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import load_results, save_results
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.results.statistics import holm, p_value
 from weightcast_lab.running.readings import Averages
 from weightcast_lab.running.train import cosine_factor
+from weightcast_lab.study.studies import HEAVY, SCALES
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.trials import page, report
 from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
-from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
+from weightcast_lab.trials.protocol import (
+    CANDIDATES,
+    FEWER_SEEDS,
+    NEAR,
+    ROUNDS,
+    SEARCH_SEEDS,
+    SEEDS,
+)
 from weightcast_lab.trials.questions import QUESTIONS
+from weightcast_lab.trials.report import report
 from weightcast_lab.trials.savings import savings
 from weightcast_lab.trials.search import open_trials, search
 from weightcast_lab.trials.tolerances import tolerances
-from weightcast_lab.trials.workloads import WORKLOADS
+from weightcast_lab.trials.workloads import (
+    AVERAGES,
+    DELAYS,
+    LATE_TASKS,
+    LENGTHS,
+    LONGER,
+    TASKS,
+    WARMUP,
+    WORKLOADS,
+)
 
 
-def test_the_page_is_the_protocol() -> None:
-    assert Path("docs/trials.md").read_text() == page.page()
+def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data() -> None:
+    said = " ".join(Path("docs/trials.md").read_text().split())
+    used = {c.method.optimizer for c in CANDIDATES.values()}
+    for words in (
+        f"rises in the first {WARMUP:.0%} of the steps",
+        f"averages of θ over {_listed(f'{share:.0%}' for share in AVERAGES)} of the run",
+        ", ".join(
+            f"{OPTIMIZERS[name][0]} {scale:g} times that"
+            for name, scale in SCALES.items()
+            if scale != 1 and name in used
+        ),
+        f"{_listed(TASKS[task].label for task in LATE_TASKS)} also run with gradients that are "
+        f"applied {_listed(DELAYS)} steps late",
+        f"β₁ = {HEAVY} is the momentum of Ajanthan",
+        f"Search seeds are {_listed(SEARCH_SEEDS)}; the second is spent only where the first ends "
+        f"within {NEAR:.0%} of the best.",
+        f"run the fresh seeds {_listed(SEEDS)};",
+        f"28,000 steps ({_listed(w.label.split(', ')[-1] for w in LONGER.values())})",
+        f"have the seeds {_listed(FEWER_SEEDS)}.",
+        f"also run at {_listed(f'{length:g}' for length in LENGTHS)} of the length",
+    ):
+        assert words in said
+
+
+def _listed(things: Iterable[object]) -> str:
+    *first, last = map(str, things)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def test_rounds_and_questions_name_what_there_is() -> None:
@@ -383,21 +430,20 @@ def test_results_come_back_from_their_file(studied, tmp_path) -> None:
     experiments, _ = studied
     content = [{k: v for k, v in e.items() if k != "command"} for e in experiments]
     path = save_results(tmp_path, "study", content, command="weightcast study trials")
-    assert report.markdown(load_results(path)) == report.markdown(experiments)
+    assert markdown(report(load_results(path))) == markdown(report(experiments))
 
 
 def test_the_report_shows_every_question(studied) -> None:
     experiments, _ = studied
-    text = report.markdown(experiments)
+    text = markdown(report(experiments))
     for question in QUESTIONS:
         assert question.text in text
     assert "1 of 5 diverged" in text
     console = Console(width=400, file=io.StringIO())
-    console.print(report.terminal(experiments))
+    console.print(terminal(report(experiments)))
     assert "Steps saved" in console.file.getvalue()
-    assert {"tables.md", "nadamw-usual-light.svg", "muon-best-dark.svg"} <= set(
-        report.files(experiments)
-    )
+    figures = {b.key for b in report(experiments).blocks if isinstance(b, Figure)}
+    assert {"nadamw-usual", "muon-best"} <= figures
 
 
 # --- what is published ---------------------------------------------------------------------------

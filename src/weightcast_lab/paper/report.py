@@ -1,12 +1,9 @@
-"""The tables of a reproduction: for the terminal, Markdown, LaTeX and CSV."""
+"""What a reproduction shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.text import Text
+from functools import partial
 
 from weightcast_lab.paper.claims import claims
 from weightcast_lab.paper.comparison import (
@@ -15,20 +12,21 @@ from weightcast_lab.paper.comparison import (
     Entry,
     beta2_of,
     comparisons,
+    figures,
     problem_of,
 )
 from weightcast_lab.paper.protocol import RECIPES
+from weightcast_lab.report.blocks import WRITTEN, Block, Card, Cards, Cell, Figure, Report, Table
+from weightcast_lab.report.drawing import draw_panels
 from weightcast_lab.report.tables import (
-    Cell,
+    configurations_of,
     csv_rows,
+    facts_of,
     interval_text,
-    markdown_rows,
-    marked,
     mean_and_width,
     number,
     problem_notes,
-    terminal_notes,
-    terminal_table,
+    tone,
 )
 from weightcast_lab.results.loading import Results
 from weightcast_lab.results.measures import computed_on
@@ -47,15 +45,24 @@ def header(first: str = "Network") -> list[str]:
     return [first, *(m.label for m in COLUMNS)]
 
 
-def difference_rows(table: Comparison) -> list[list[str]]:
+def _difference_table(table: Comparison) -> Table:
     """Paired differences to AdamW, network by network."""
-    return [
+    rows: list[list[Cell]] = [
         [
-            RECIPES[network].label,
-            *(interval_text(e.difference, table.decimals, sign=True) for e in entries[1:]),
+            (RECIPES[network].label, ""),
+            *(
+                (
+                    interval_text(e.difference, table.decimals, sign=True),
+                    tone(e.difference, table.higher_is_better),
+                )
+                for e in entries[1:]
+            ),
         ]
         for network, entries in table.rows.items()
     ]
+    header = ["Network", *(m.label for m in COLUMNS[1:])]
+    lead = "Paired differences to AdamW:"
+    return Table("", header, rows, lead=lead, is_detail=True, places=WRITTEN)
 
 
 def notes_of(experiments: Sequence[Results]) -> list[str]:
@@ -95,19 +102,31 @@ def table_rows(table: Comparison) -> list[list[Cell]]:
     ]
 
 
-def markdown(experiments: Sequence[Results]) -> str:
-    """Tables, differences, claims and notes."""
-    parts = []
-    for table in comparisons(experiments):
-        parts += [f"**{table.title}**\n\n", markdown_rows(header(), marked(table_rows(table)))]
-        parts += [f"\n{table.caption}\n\n", "Paired differences to AdamW:\n\n"]
-        labels = ["Network", *(m.label for m in COLUMNS[1:])]
-        parts += [markdown_rows(labels, difference_rows(table)), "\n"]
-    parts.append("**The paper's claims**\n\n")
-    parts += [f"- {c.claim} **{c.verdict}**. {c.reason}\n" for c in claims(experiments)]
-    parts.append("\n")
-    parts += [f"- {note}\n" for note in notes_of(experiments)]
-    return "".join(parts)
+def report(experiments: Sequence[Results]) -> Report:
+    """All that there is to show of a reproduction."""
+    tables = comparisons(experiments)
+    blocks: list[Block] = []
+    for table in tables:
+        rows = table_rows(table)
+        blocks.append(Table(table.title, header(), rows, caption=table.caption))
+        blocks.append(_difference_table(table))
+    cards = [Card(c.claim, c.verdict, (c.reason,)) for c in claims(experiments)]
+    blocks.append(Cards("The paper's claims", cards))
+    for figure in figures(experiments):
+        drawn = partial(draw_panels, figure.labelled, figure.column)
+        blocks.append(Figure(figure.key, figure.title, drawn))
+    texts = {f"{table.key}.tex": latex(table) for table in tables}
+    return Report(
+        command="reproduce",
+        title="Weight Prediction Boosts the Convergence of AdamW: the paper beside our runs",
+        facts=facts_of(experiments, "runs"),
+        blocks=blocks,
+        notes=notes_of(experiments),
+        repeat=experiments[0]["command"],
+        configuration=configurations_of(experiments, "title"),
+        files=texts | {f"{table.key}.csv": csv_text(table) for table in tables},
+        latex="\n".join(texts.values()),
+    )
 
 
 def latex(table: Comparison) -> str:
@@ -165,14 +184,3 @@ def csv_text(table: Comparison) -> str:
         for method, e in zip(COLUMNS, entries, strict=True)
     ]
     return csv_rows(header, rows)
-
-
-def terminal(experiments: Sequence[Results]) -> RenderableType:
-    """Tables, claims and notes."""
-    parts: list[RenderableType] = []
-    for table in comparisons(experiments):
-        drawn = terminal_table(table.title, header(), table_rows(table))
-        parts += [drawn, Padding(Text(table.caption, style="dim"), (0, 0, 1, 1))]
-    for claim in claims(experiments):
-        parts.append(Text.assemble(claim.claim, " ", (claim.verdict, "bold"), ". ", claim.reason))
-    return Group(*parts, *terminal_notes(notes_of(experiments)))

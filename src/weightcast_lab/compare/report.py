@@ -1,23 +1,22 @@
-"""The main table of a comparison: for the terminal, Markdown and CSV."""
+"""What a comparison shows."""
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Sequence
+from functools import partial
 
-from weightcast_lab.compare.summary import Quantity, Row, Summary
+from weightcast_lab.compare.figure import draw
+from weightcast_lab.compare.summary import Quantity, Row, Summary, summarize
+from weightcast_lab.report.blocks import Card, Cards, Cell, Figure, Place, Report, Table
 from weightcast_lab.report.tables import (
     NOTHING,
-    Cell,
     csv_rows,
     interval_text,
-    markdown_rows,
-    marked,
     mean_and_width,
     number,
-    terminal_notes,
-    terminal_table,
     tone,
 )
+from weightcast_lab.results.loading import Results
 
 
 def steps_text(row: Row) -> str:
@@ -41,8 +40,7 @@ def verdict(row: Row, quantity: Quantity, reference: Row) -> str:
     return f"{found} than {other}" if found else f"no difference to {other} shown"
 
 
-def table_cells(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
-    """The header and the rows of the main table."""
+def _main_table(summary: Summary) -> Table:
     reference = summary.reference.label
     header = [
         "Method",
@@ -65,19 +63,47 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
                 (NOTHING if row.seconds is None else number(row.seconds, 1), ""),
             ]
         )
-    return header, rows
+    return Table("Results on the validation data", header, rows)
 
 
-def markdown_table(summary: Summary) -> str:
-    """The main table in Markdown; differences whose interval excludes zero are bold."""
-    header, rows = table_cells(summary)
-    return markdown_rows(header, marked(rows))
+def _difference_table(summary: Summary) -> Table:
+    """Every quantity's paired difference."""
+    header = ["Method", *(q.name[0].upper() + q.name[1:] for q in summary.quantities)]
+    rows = [
+        [
+            (row.label, ""),
+            *(
+                (interval_text(row.differences[q.key], q.decimals, sign=True), tone_of(row, q))
+                for q in summary.quantities
+            ),
+        ]
+        for row in summary.rows[1:]
+    ]
+    title = f"Paired differences to {summary.reference.label}"
+    return Table(title, header, rows, places=Place.PAGE)
 
 
-def markdown_report(summary: Summary) -> str:
-    """The main table and its notes."""
-    notes = "".join(f"- {note}\n" for note in summary.notes)
-    return f"{markdown_table(summary)}\n{notes}"
+def _cards(summary: Summary) -> Cards:
+    """What each method came to beside the reference."""
+    loss, reference = summary.quantities[0], summary.reference
+    cards = [
+        Card(
+            row.label,
+            interval_text(row.differences[loss.key], loss.decimals, sign=True),
+            (
+                f"final validation loss: {verdict(row, loss, reference)}",
+                f"steps to {reference.label}'s final loss: {steps_text(row)} "
+                f"({reference.label} itself {steps_text(reference)})",
+            ),
+            tone_of(row, loss),
+        )
+        for row in summary.rows[1:]
+    ]
+    caption = (
+        f"Differences to {reference.label} in final validation loss, paired by seed, with 95% "
+        "intervals. Green or red only where the interval excludes zero."
+    )
+    return Cards("", cards, caption, places=Place.PAGE)
 
 
 def csv_table(summary: Summary) -> str:
@@ -102,12 +128,37 @@ def csv_table(summary: Summary) -> str:
     return csv_rows(header, rows)
 
 
-def terminal_report(summary: Summary) -> RenderableType:
-    """The main table with its notes."""
-    table = terminal_table(summary.title, *table_cells(summary))
-    return Group(table, *terminal_notes(summary.notes))
-
-
 def tone_of(row: Row, quantity: Quantity) -> str:
     """What the row's paired difference is."""
     return tone(row.differences.get(quantity.key), quantity.higher_is_better)
+
+
+def report(experiments: Sequence[Results]) -> Report:
+    """All that there is to show of a comparison."""
+    (results,) = experiments
+    summary = summarize(results)
+    configuration = results["configuration"]
+    facts = [
+        f"{summary.seeds} seed{'s' if summary.seeds > 1 else ''}",
+        f"{configuration['epochs']} epoch{'s' if configuration['epochs'] > 1 else ''}",
+        f"batch size {configuration['batch size']}",
+        f"learning rate {configuration['learning rate']:g}",
+        f"{configuration['parameters']:,} weights",
+        *dict.fromkeys(environment["hardware"] for environment in results["environments"]),
+    ]
+    curves = partial(draw, results, summary.rows)
+    return Report(
+        command="compare",
+        title=summary.title,
+        facts=facts,
+        blocks=[
+            _cards(summary),
+            Figure("curves", "Learning curves and paired differences", curves),
+            _main_table(summary),
+            _difference_table(summary),
+        ],
+        notes=summary.notes,
+        repeat=results["command"],
+        configuration=configuration,
+        files={"table.csv": csv_table(summary)},
+    )
