@@ -259,6 +259,23 @@ def test_one_line_added_and_nothing_retuned(study):
     assert "NAdamW in 8 of 10, by 0.0 %" in prose("docs/results.md")
 
 
+def test_how_often_the_story_says_that_a_forecast_is_better(study):
+    """Over all tasks and lengths, after Holm's correction of the family."""
+    for reference, others, said in (
+        ("adamw", ("adamw-s-1", "nadamw"), "forecasts are better eight times and worse never"),
+        ("nadamw", (), "forecasts are better nine times, and worse twice"),
+    ):
+        names = (*FORECASTS, *others)
+        groups = [log_changes(e, name, reference) for name in names for e in study]
+        corrected = holm([stats.ttest_1samp(group, 0).pvalue for group in groups])
+        shown = [
+            g.mean() for n, g in enumerate(groups[: 6 * len(FORECASTS)]) if corrected[n] < 0.05
+        ]
+        counts = sum(m < 0 for m in shown), sum(m > 0 for m in shown)
+        assert counts == {"adamw": (8, 0), "nadamw": (9, 2)}[reference]
+        assert said in prose("docs/results.md")
+
+
 def test_penn_treebanks_test_perplexity(study):
     ptb = next(e for e in study if e["key"] == "ptb-lstm")
     table = table_after("docs/tables.md", "**Penn Treebank, LSTM** (")
