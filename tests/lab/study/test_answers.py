@@ -143,7 +143,7 @@ def test_effects_are_paired_t_tests_corrected_over_the_table():
     for answer in family:
         assert answer.workloads == tuple(e["workload"] for e in experiments)
         assert answer.corrected == 30
-        assert "of 30 in its family" in answer.reason
+        assert "(a family of 30)" in answer.reason
     raw = {
         (row.name, place): stats.ttest_rel(final_losses(e, row.name), final_losses(e, "adamw"))
         for answer in family
