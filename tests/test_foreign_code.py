@@ -379,6 +379,14 @@ def test_each_handle_that_does_nothing_says_so_at_the_users_line_with_both_names
     assert {w.filename for w in caught} == {__file__}
 
 
+def test_nothing_is_said_of_a_forecast_that_is_turned_off(silent) -> None:
+    """An observed displacement is forgotten then, before the closure runs."""
+    model, optimizer, prediction = attached(torch.optim.Adagrad)
+    prediction.steps = 0
+    for k in range(3):
+        optimizer.step(lambda k=k: (optimizer.zero_grad(), backward(model, k))[1])
+
+
 # --- odds and ends -------------------------------------------------------------------------------
 
 

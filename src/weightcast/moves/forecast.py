@@ -120,7 +120,8 @@ class OptimizerForecast(Forecast):
         except BaseException:
             self.restore()
             raise
-        if not self._observer.watched:  # then its memory holds θ from before the step
+        # while it is watched, its memory holds θ from before the step
+        if not self._observer.watched and any(map(self._reach, optimizer.param_groups)):
             self._diagnostics.check_anything_known(batches)
 
     @untraced
