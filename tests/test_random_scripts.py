@@ -246,7 +246,7 @@ class ByHand:
 
     def iterate(self, micro: list, between: list, clip: float | None, ending: str, none: bool):
         self.optimizer.zero_grad(set_to_none=none)
-        for item, what in zip(micro, between, strict=True):
+        for item in micro:
             theta = [p.detach().clone() for p in self.params]
             self._move()
             loss_of(self.model, item, len(micro)).backward()
