@@ -57,7 +57,8 @@ def foresight(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    from weightcast_lab.foresight.settings import contents_of, open_foresight
+    from weightcast_lab.foresight.variations import open_foresight
+    from weightcast_lab.running.contents import contents_of
     from weightcast_lab.running.experiment import in_order
     from weightcast_lab.tasks import DataSource
 
@@ -65,7 +66,7 @@ def foresight(
     source = DataSource(data, download=download)
     folder = out or Path("weightcast-runs") / "foresight"
     opened = open_foresight(source, chosen_device, folder, seeds)
-    order = in_order([experiment for _, experiment in opened])
+    order = in_order(opened)
     if missing:
         say_missing(order)
         if minutes is None:

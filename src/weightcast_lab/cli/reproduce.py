@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -90,25 +91,20 @@ def reproduce(
     Stop it whenever you like: the same command goes on where it was.
     """
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.paper.reproduction import Wanted, contents_of, open_reproduction
+    from weightcast_lab.paper.reproduction import open_reproduction, recipes_of
+    from weightcast_lab.running.contents import contents_of
     from weightcast_lab.running.experiment import in_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)
     check_precision(precision, chosen_device)
-    wanted = Wanted(
-        names=tuple(names or ["all"]),
-        preset=preset,
-        seeds=seeds,
-        beta2s=tuple(beta2),
-        source=DataSource(data, download=download),
-        device=chosen_device,
-        precision=precision,
-        compiled=compiled,
-        clip_norm=clip,
-    )
+    source = DataSource(data, download=download)
+    recipes = {
+        key: replace(recipe.placed(source, chosen_device), precision=precision, compiled=compiled)
+        for key, recipe in recipes_of(names or ["all"], preset, beta2, clip).items()
+    }
     folder = out or Path("weightcast-runs") / f"reproduction-{preset}"
-    experiments = open_reproduction(wanted, folder)
+    experiments = open_reproduction(recipes, preset, seeds or 1, folder)
     order = in_order(experiments)
     if missing:
         say_missing(order)

@@ -72,7 +72,7 @@ def run_on_ray(
     ray = _ray()
     _connect(ray, address)
     try:
-        is_gpu = jobs[0].settings.device == "cuda"
+        is_gpu = jobs[0].recipe.device == "cuda"
         slots = int(ray.cluster_resources().get("GPU" if is_gpu else "CPU", 0))
         if not slots:
             raise LabError(

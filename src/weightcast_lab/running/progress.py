@@ -36,7 +36,7 @@ def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
         return
     table = Table("missing", "epochs done")
     for job in jobs:
-        table.add_row(escape(job.label), f"{job.files.epochs_done()} of {job.settings.epochs}")
+        table.add_row(escape(job.label), f"{job.files.epochs_done()} of {job.recipe.epochs}")
     console.print(table)
     console.print(f"{len(jobs)} of {runs} runs are missing.")
 

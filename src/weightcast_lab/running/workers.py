@@ -222,12 +222,12 @@ class TaskLoader:
 
     def task_of(self, job: Job) -> Task:
         """The job's task, with its data on the device."""
-        settings = job.settings
-        key = (*settings.trained, settings.device)
+        recipe = job.recipe
+        key = (*recipe.trained, recipe.device)
         if self._task is None or key != self._key:
             self._task = None
-            self._task = settings.make_task()
-            self._task.to(torch.device(settings.device))
+            self._task = recipe.make_task()
+            self._task.to(torch.device(recipe.device))
             self._key = key
         return self._task
 
@@ -245,7 +245,7 @@ def compute(
         record = train(
             job.cell,
             loader.task_of(job),
-            job.settings,
+            job.recipe,
             job.files,
             on_step=_Throttled(send),
             warn=lambda message: send("on_warning", message),

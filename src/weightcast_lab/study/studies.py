@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.methods.method import Method, methods_named
-from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS, Workload
+from weightcast_lab.running.recipe import Recipe
+from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS
 
 SCALES = {
     "adamw": 1.0,
@@ -42,16 +43,16 @@ class Design:
     search_seeds: tuple[int, ...] = (100, 101)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
-    def rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
+    def rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
         """The learning rates of the grid: the same for a method plain and predicted."""
         return self._rates(workload, method, self.multiples)
 
-    def further_rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
+    def further_rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
         """Those beyond it."""
         return self._rates(workload, method, self.further)
 
     def _rates(
-        self, workload: Workload, method: Method, multiples: tuple[float, ...]
+        self, workload: Recipe, method: Method, multiples: tuple[float, ...]
     ) -> tuple[float, ...]:
         if method.optimizer in SGD:
             # its step is that of its momentum: 1 / (1 - μ) gradients

@@ -23,6 +23,7 @@ __all__ = [
     "Metric",
     "Preset",
     "Task",
+    "carries_data",
     "make_task",
     "parse_options",
 ]
@@ -35,6 +36,13 @@ TASKS = {
     "cifar10": "weightcast_lab.tasks.cifar10:cifar10",
 }
 """Task name -> `module:function`; the function takes a `DataSource` and makes the task."""
+
+_CARRY_DATA = ("digits", "text")
+
+
+def carries_data(name: str) -> bool:
+    """Whether a task of the laboratory's needs no data of the user's."""
+    return name in _CARRY_DATA
 
 
 def _maker(name: str) -> Callable[..., Task]:

@@ -49,6 +49,10 @@ class DataSource:
     download: bool = False
 
 
+NO_SOURCE = DataSource()
+"""Of a task that carries its data."""
+
+
 class Task(ABC):
     """Data, model, loss and metric. Subclasses set the attributes in `__init__`.
 
@@ -103,7 +107,7 @@ def refuse_source(name: str, source: DataSource) -> None:
     Raises:
         LabError: `--data`, `--download` or `--any-text` was given.
     """
-    if source != DataSource():
+    if source != NO_SOURCE:
         raise LabError(
             f"The task {name!r} carries its own data: leave out --data, --download and --any-text."
         )

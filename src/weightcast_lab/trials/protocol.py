@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from weightcast_lab.methods.method import Method, methods_named
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.study.studies import SCALES, SGD
-from weightcast_lab.study.workloads import Workload
 from weightcast_lab.trials.workloads import (
     DELAYS,
     LATE_TASKS,
@@ -68,7 +68,7 @@ class Candidate:
         methods = (replace(self.method, beta1=momentum) for momentum in self.momenta)
         return (self.usual, *(replace(self, method=m, momenta=()) for m in methods))
 
-    def rate(self, workload: Workload, power: int) -> float:
+    def rate(self, workload: Recipe, power: int) -> float:
         """The usual rate times √3 to that power."""
         optimizer = self.method.optimizer
         if optimizer in SGD:

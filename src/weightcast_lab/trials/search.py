@@ -13,8 +13,8 @@ from weightcast_lab.running.experiment import Experiment, open_experiment
 from weightcast_lab.running.folders import open_folder
 from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.readings import TRUE, average_name
+from weightcast_lab.running.recipe import tasks_of
 from weightcast_lab.study.search import Phase
-from weightcast_lab.study.workloads import settings_of, tasks_of
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.trials.protocol import (
     COARSE,
@@ -278,13 +278,13 @@ def open_trials(source: DataSource, device: str, folder: Path) -> OpenTrials:
         LabError: its data cannot be used, a package is missing, or the folder holds something else.
     """
     check_installed(c.method for one in ROUNDS for c in one.candidates)
-    settings = {key: settings_of(workload, source, device) for key, workload in WORKLOADS.items()}
-    tasks = tasks_of(settings)
+    recipes = {key: recipe.placed(source, device) for key, recipe in WORKLOADS.items()}
+    tasks = tasks_of(recipes)
     open_folder(folder, {"kind": "trials", "search seeds": list(SEARCH_SEEDS)})
 
     def opened(key: str, phase: str) -> Experiment:
         label = f"{WORKLOADS[key].label} ({phase})"
-        return open_experiment(key, settings[key], (), (), folder / key / phase, tasks[key], label)
+        return open_experiment(key, recipes[key], (), (), folder / key / phase, tasks[key], label)
 
     arms = {key: Arm(key, opened(key, "search"), opened(key, "final")) for key in WORKLOADS}
     return OpenTrials(arms, ROUNDS)

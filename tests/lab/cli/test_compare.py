@@ -16,7 +16,8 @@ from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
 
@@ -187,13 +188,11 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
     assert "1 finished already" in err
 
     task = make_task("digits", DataSource())
-    settings = Settings(
-        "digits", DataSource(), task.preset.learning_rate, BATCH_SIZE, EPOCHS, "cpu"
-    )
+    recipe = Recipe("digits", task.preset.learning_rate, BATCH_SIZE, EPOCHS)
     for method in (Method("adamw"), Method("adamw", 3.0)):
         cell = Cell(method, 0)
         files = cell.files(tmp_path / "undisturbed", "undisturbed")
-        whole = train(cell, task, settings, files, lambda *_: None, pytest.fail)
+        whole = train(cell, task, recipe, files, lambda *_: None, pytest.fail)
         found = finished_in(out)[f"{method.key}/seed-0"]
         assert without_seconds(found) == without_seconds(whole)
 
@@ -242,8 +241,8 @@ def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(t
     task = make_task("digits", DataSource())
     found = []
     for delay in (0, 1):
-        settings = Settings("digits", DataSource(), 0.005, 32, 12, "cpu", delay=delay)
-        opened = open_experiment("digits", settings, (), (), tmp_path / str(delay), task)
+        recipe = Recipe("digits", 0.005, 32, 12, delay=delay)
+        opened = open_experiment("digits", recipe, (), (), tmp_path / str(delay), task)
         found.append(opened.configuration)
     assert digest_of(found[0]) == digest_of(before["configuration"])
     assert found[1] == found[0] | {"delay": 1}

@@ -14,7 +14,7 @@ from weightcast_lab.files import FORMAT, to_json
 from weightcast_lab.kinds import in_latex, in_markdown, report_of, terminal_report, write_report
 from weightcast_lab.paper.claims import claims
 from weightcast_lab.paper.comparison import COLUMNS, comparisons, departures, figures
-from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
+from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, recipe_at
 from weightcast_lab.paper.report import csv_text, latex, notes_of
 from weightcast_lab.report.drawing import DARK, draw_panels
 from weightcast_lab.results.loading import load_results
@@ -344,6 +344,6 @@ def test_a_comparison_has_no_latex():
 def test_presets_name_what_they_change():
     """The desk's departures come out of its own recipe."""
     for network in NETWORKS:
-        recipe = preset_named("desk").recipe(network)
+        recipe = recipe_at("desk", network)
         said = departures(experiment(network, [], 1, epochs=recipe.epochs))
         assert said == [f"epochs {recipe.epochs} instead of {RECIPES[network].epochs}"]
