@@ -87,8 +87,9 @@ def test_what_others_write_to_the_forecast_is_said(cls, way: str) -> None:
         else:
             with torch.no_grad():
                 p.mul_(0.5)
-    with pytest.warns(weightcast.PredictionWarning, match=WRITTEN):
+    with pytest.warns(weightcast.PredictionWarning, match=WRITTEN) as caught:
         optimizer.step()
+    assert "`with prediction.true_weights():`" in str(caught[0].message)  # says where it is safe
 
 
 def test_an_embedding_that_renormalises_itself_is_said() -> None:
@@ -348,11 +349,31 @@ def test_a_model_without_a_forward_is_predicted_by_its_parts(cls, silent) -> Non
         optimizer.step()
 
 
+@pytest.mark.parametrize("cls", BOTH)
+def test_the_part_that_runs_first_moves_all_of_the_optimizers_parameters(cls, silent) -> None:
+    """What `attach` and its warning say of a loop that calls methods other than `forward`."""
+    agent = Agent()
+    optimizer = cls(agent.parameters(), lr=0.05)
+    prediction = weightcast.attach(agent.actor, optimizer, steps=2)
+    x = torch.ones(4, 3, dtype=torch.float64)
+    for k in range(3):
+        deltas = dict(prediction.displacements())
+        expected = [p.detach() - 2 * deltas.get(p, 0) for p in agent.parameters()]
+        optimizer.zero_grad()
+        loss = agent.act(x).square().mean()
+        for p, e in zip(agent.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.detach(), e, rtol=1e-9, atol=1e-11)
+        loss.backward()
+        assert k == 0 or prediction.is_predicted
+        optimizer.step()
+
+
 def test_what_is_trained_where_hooks_see_nothing_is_not_evaluated_at_a_forecast() -> None:
     model = Recorder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     weightcast.attach(model, optimizer)
-    with pytest.warns(weightcast.PredictionWarning, match="has done nothing so far"):
+    message = "has done nothing so far.*part that runs first"
+    with pytest.warns(weightcast.PredictionWarning, match=message):
         for k in range(3):
             optimizer.zero_grad()
             model.forward(data(model, k)).square().mean().backward()

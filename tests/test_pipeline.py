@@ -226,6 +226,48 @@ def test_one_stage_is_the_plain_loop_bit_for_bit(alone, monkeypatch, case):
         assert torch.equal(p, q)
 
 
+class Turned(nn.Module):
+    """Its backward needs views of a weight that are lazily conjugate or negative."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.weight = nn.Parameter(torch.tensor([0.5 + 1j, -1 + 2j], dtype=torch.complex128))
+
+    def forward(self, x):
+        turned = self.weight.conj()  # a view on the weight's own memory
+        return (turned.imag if self.way == "negative" else turned) * x
+
+
+@pytest.mark.parametrize("way", ["conjugate", "negative"])
+def test_lazy_views_of_weights_are_stashed_for_what_they_are(alone, way):
+    ends = []
+    for is_piped in (True, False):
+        stage = Turned(way)
+        optimizer = torch.optim.SGD(stage.parameters(), lr=0.1, momentum=0.9)
+        if is_piped:
+            prediction = weightcast.attach(stage, optimizer)
+            pipeline = AsyncPipeline(stage, optimizer, loss_of, prediction=prediction, beyond=0.0)
+            pipeline.stash = True  # as in a stage with a delay
+        for k in range(4):
+            x = torch.tensor([1.0 + k, 2.0], dtype=torch.float64, requires_grad=True)
+            if is_piped:
+                pipeline.step(x, None)
+            else:
+                optimizer.zero_grad()
+                loss_of(stage(x), None).backward()
+                optimizer.step()
+            ends.append(x.grad)
+        ends.append(stage.weight.detach().clone())
+    half = len(ends) // 2
+    for piped, plain in zip(ends[:half], ends[half:], strict=True):
+        assert torch.equal(piped, plain)
+
+
+def loss_of(output, target):
+    return output.abs().square().sum()
+
+
 def test_mistakes_are_one_sentence(alone):
     stage, other = nn.Linear(1, 1), nn.Linear(1, 1)
     optimizer = torch.optim.SGD(stage.parameters(), lr=0.1, momentum=0.9)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import weightcast
 from tests.frameworks import matrix
@@ -114,7 +115,7 @@ def test_a_private_member_is_touched_in_its_own_file_alone(path: Path) -> None:
     torchs = {
         "_version", "_C", "_disable_dynamo", "_foreach_utils", "_optimizer_step_pre_hooks",
         "_get_fused_kernels_supported_devices", "_current_graph_task_id", "_utils", "_fields_",
-        "_getframe", "_neg_view", "_is_zerotensor",
+        "_getframe", "_neg_view", "_is_zerotensor", "_current_autograd_node", "_sequence_nr",
     }  # fmt: skip
     foreign = touched - own - torchs
     assert {n for n in foreign if not n.startswith(("__", "_foreach_"))} == set()
@@ -217,13 +218,24 @@ def test_benchmark_pages_come_from_the_committed_measurements(
     assert (ROOT / "docs" / document).read_text() == page(*found)
 
 
-def test_the_cost_of_the_loop_comes_from_the_committed_measurement(tmp_path: Path) -> None:
-    """As `python benchmarks/training_loop.py --into` writes it."""
-    script = runpy.run_path(str(ROOT / "benchmarks" / "training_loop.py"))
-    found = json.loads((ROOT / "benchmarks" / "results" / "training-loop.json").read_bytes())
-    page, copy = ROOT / "docs" / "laboratory.md", tmp_path / "copy.md"
+@pytest.mark.parametrize(
+    ("script", "results", "document"),
+    [
+        ("training_loop.py", "training-loop.json", "laboratory.md"),
+        ("muon.py", "muon.json", "recipes.md"),
+    ],
+)
+def test_costs_come_from_the_committed_measurements(
+    script: str, results: str, document: str, tmp_path: Path
+) -> None:
+    """As `python benchmarks/SCRIPT --into` writes them."""
+    if script == "muon.py" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has no Muon")
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / script))
+    found = json.loads((ROOT / "benchmarks" / "results" / results).read_bytes())
+    page, copy = ROOT / "docs" / document, tmp_path / "copy.md"
     copy.write_text(page.read_text())
-    fill_document(copy, script["NAME"], script["table"](found))
+    fill_document(copy, benchmark["NAME"], benchmark["table"](found))
     assert copy.read_text() == page.read_text()
 
 

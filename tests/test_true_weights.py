@@ -296,6 +296,36 @@ def test_nothing_is_computed_anew_elsewhere_than_its_forward(cls, interrupt, ree
     assert not hooks
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("when", ["after the backward", "before the backward", "apart"])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, weightcast.AdamW])
+def test_an_evaluation_with_gradients_is_computed_anew_where_it_was(cls, when, reentrant) -> None:
+    """An attack, or a saliency map: its gradient is that at θ, also where training waits for θ̂."""
+    model = Checkpointed(reentrant)
+    optimizer = cls(model.parameters(), lr=0.1)
+    prediction = weightcast.attach(model, optimizer, steps=3)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    plain = copy.deepcopy(model)
+    plain.reentrant = False
+    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
+    if when != "apart":
+        loss = model(x).square().sum()
+        assert prediction.is_predicted
+    if when == "after the backward":
+        loss.backward()
+    judged = x.detach().clone().requires_grad_()
+    model.eval()(judged).square().sum().backward()
+    assert torch.equal(judged.grad, expected)
+    model.train()
+    if when == "before the backward":
+        with pytest.raises((weightcast.WeightcastError, RuntimeError)):
+            loss.backward()
+
+
 def test_an_evaluation_without_gradients_disturbs_no_checkpointing() -> None:
     gradients = []
     for evaluates in (False, True):

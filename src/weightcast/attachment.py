@@ -37,7 +37,10 @@ def attach(
     While predicted, one saved copy of the weights is held.
 
     Args:
-        model: The module whose forward is called in training.
+        model: The module whose forward is called in training. Where the loop calls other methods
+            of it (`model.encode(x)`), attach the part that runs first: its forward moves all of the
+            optimizer's parameters. For a module without a `forward` of its own, those of its parts
+            count.
         optimizer: Its optimizer, which stays the plain torch optimizer that it is.
         steps: s, how many optimizer steps to look ahead, 3 unless given; fractions are fine, 0 is
             the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.

@@ -120,8 +120,9 @@ def marks_of_gradients(optimizer: Optimizer | None) -> list[tuple[int, int]]:
 
 _NEVER_CALLED = (
     "weight prediction has done nothing so far: optimizer.step() ran twice without a training-mode "
-    "forward of the attached module. Attach the module that the loop calls (and call its train()), "
-    "or wrap forward and backward in `with prediction.predicted():`."
+    "forward of the attached module. Attach the module that the loop calls (and call its train()); "
+    "where it calls methods other than forward, the part that runs first: its forward moves all of "
+    "the optimizer's parameters; or wrap forward and backward in `with prediction.predicted():`."
 )
 _NOTHING_MOVED = (
     "weight prediction moves no parameter: the optimizer has taken steps but shows no displacement "
@@ -130,7 +131,9 @@ _NOTHING_MOVED = (
 )
 _WRITTEN = (
     "the weights were written to while they were predicted, which is lost when the true ones come "
-    "back. If another optimizer trains them now, call detach() on this WeightPrediction first."
+    "back. Write to them, or average them, in `with prediction.true_weights():` or after "
+    "optimizer.step(). If another optimizer trains them now, call detach() on this "
+    "WeightPrediction first."
 )
 _CHANGED = (
     "weights took another shape while they were predicted, now {}: they stay as they are, which "

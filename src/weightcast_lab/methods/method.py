@@ -163,7 +163,8 @@ class Method:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label, _ = optimizer_named(self.optimizer)
         if self.beta1 is not None:
-            label += f" β₁={exact(self.beta1)}"
+            symbol = "β" if self.optimizer.startswith("smooth") else "β₁"
+            label += f" {symbol}={exact(self.beta1)}"
         if self.steps is not None:
             steps = "∞" if math.isinf(self.steps) else exact(self.steps).replace("-", "−")
             if self.in_delays:

@@ -20,8 +20,8 @@ from weightcast_lab.trials.workloads import (
 
 SEARCH_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 
-LONGER_SEEDS = SEEDS[:3]
-"""Of the runs of 28,000 steps."""
+FEWER_SEEDS = SEEDS[:3]
+"""Of the runs of 28,000 steps, and of the planes of momentum and steps."""
 
 COARSE = (-2, 0, 2)
 """Rates that are always tried: √3 to the power of these, times the usual one."""
@@ -85,6 +85,7 @@ class Stage(Enum):
     MOMENTA = "at the best momentum"
     LENGTHS = "at shorter lengths"
     LONGER = "four times as long"
+    PLANE = "at the usual rate"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,40 @@ LATE = _candidates(
 )
 """Under delay: forecasts reach as many delays ahead as they say."""
 
+
+def _smooth(steps: int, *inner: str) -> tuple[Candidate, ...]:
+    """The long form in runs of so many steps: τ a 20th or a 50th of them, s = c·τ."""
+    found = []
+    for optimizer in inner:
+        for tau in (steps // 50, steps // 20):
+            for c in (0.1, 0.25):
+                method = Method(f"smooth_{optimizer}", c * tau, beta1=round(1 - 1 / tau, 6))
+                found.append(Candidate(method))
+    return tuple(found)
+
+
+_INNER = ("adamw", "adamw8", "nadamw_mu", "muon_nesterov")
+SMOOTH = {steps: _smooth(steps, *_INNER) for steps in (1_000, 7_000)}
+"""Walk and look ahead along a slow average of another optimizer's displacements."""
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
+"""c: how far to look ahead, in lengths of the optimizer's memory: s = c / (1 - β)."""
+
+
+def _plane(optimizer: str, nesterov: str, momenta: tuple[float, ...]) -> tuple[Candidate, ...]:
+    steps = [(m, round(c / (1 - m), 6) or None) for m in momenta for c in SHARES]
+    forms = [Candidate(Method(nesterov, beta1=m)) for m in momenta]
+    return (*(Candidate(Method(optimizer, s, beta1=m)) for m, s in steps), *forms)
+
+
+PLANES = {
+    "AdamW": _plane("adamw", "nadamw_mu", (0.8, 0.9, 0.95, 0.98)),
+    "Muon": _plane("muon", "muon_nesterov", (0.9, 0.95, 0.98)),
+}
+"""Momentum by steps, and Nesterov's form at each momentum."""
+
 _ALL = (*ADAMW, *ADAMW_TOO, *MUON, *MUON_TOO, *OTHERS, *LATE)
+_ALL += tuple(one for some in (SMOOTH | PLANES).values() for one in some)
 CANDIDATES = {name: next(c for c in _ALL if c.name == name) for name in (c.name for c in _ALL)}
 """By name: of two that differ in the momenta to search, the one that searches."""
 
@@ -144,6 +178,7 @@ def _rounds() -> Iterator[Round]:
     yield Round("the long task, AdamW and Muon", long, (*ADAMW, *MUON))
     yield Round("short tasks, AdamW", short, adamw)
     yield Round("the long task, momenta", long, (*ADAMW, *MUON), Stage.MOMENTA)
+    yield Round("AdamW, β₁ by steps", long, PLANES["AdamW"], Stage.PLANE)
     yield Round("the long task, lengths", long, (*ADAMW, *MUON), Stage.LENGTHS)
     yield Round("the long task, their other forms", long, (*ADAMW_TOO, *MUON_TOO))
     yield Round("short tasks, AdamW, momenta", short, adamw, Stage.MOMENTA)
@@ -159,6 +194,11 @@ def _rounds() -> Iterator[Round]:
     )
     yield Round("short tasks, Muon, momenta", short, muon, Stage.MOMENTA)
     yield Round("other optimizers", _on(tuple(TASKS), "cosine"), OTHERS)
+    yield Round("Muon, momentum by steps", long, PLANES["Muon"], Stage.PLANE)
+    others = ("long-cosine-x0.7", "large-batch-cosine", "longer-passes-cosine")
+    yield Round("β₁ by steps: shorter, larger, longer", others, PLANES["AdamW"], Stage.PLANE)
+    yield Round("the long form, 7,000 steps", long, SMOOTH[7_000])
+    yield Round("the long form, 1,000 steps", _on(("text-transformer",), "cosine"), SMOOTH[1_000])
     for delay in DELAYS:
         yield Round(f"late gradients, D = {delay}", tuple(late(t, delay) for t in LATE_TASKS), LATE)
 

@@ -19,7 +19,7 @@ from weightcast_lab.tasks import DataSource
 from weightcast_lab.trials.protocol import (
     COARSE,
     FARTHEST,
-    LONGER_SEEDS,
+    FEWER_SEEDS,
     NEAR,
     ROUNDS,
     SEARCH_SEEDS,
@@ -221,6 +221,9 @@ class OpenTrials:
     ) -> tuple[list[Job], Choice | None]:
         if one.stage is Stage.MOMENTA:
             return arm.over_momenta(candidate, results)
+        if one.stage is Stage.PLANE:
+            rate = candidate.rate(WORKLOADS[arm.key], 0)
+            return [], Choice(candidate, 0, rate, math.nan)
         if one.stage is Stage.LONGER:
             found = self.arms["long-cosine"].choice(candidate.usual, results)
             return ([], None) if found is None else arm.from_shorter(found, results)
@@ -237,7 +240,8 @@ class OpenTrials:
             for candidate in one.candidates:
                 choice = self._searched(one, self.arms[key], candidate, results)[1]
                 if choice is not None:
-                    seeds = LONGER_SEEDS if one.stage is Stage.LONGER else SEEDS
+                    is_short = one.stage in (Stage.LONGER, Stage.PLANE)
+                    seeds = FEWER_SEEDS if is_short else SEEDS
                     yield self.arms[key].finals(choice, seeds)
 
     def choices(self, key: str, results: RunResults) -> Iterator[tuple[str, str, Choice]]:

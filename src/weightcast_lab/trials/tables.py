@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from weightcast_lab.report.markdown import markdown_rows
 from weightcast_lab.study.protocol import clipping_text, task_text
-from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS, Round
+from weightcast_lab.trials.protocol import CANDIDATES, PLANES, ROUNDS, Round
 from weightcast_lab.trials.questions import QUESTIONS
-from weightcast_lab.trials.workloads import LONGER, TASKS, WORKLOADS
+from weightcast_lab.trials.workloads import LARGE, LONGER, TASKS, WORKLOADS
 
 
 def tables() -> dict[str, str]:
@@ -31,7 +31,7 @@ def _tasks() -> str:
             f"{w.learning_rate:g}",
             f"{w.sgd_rate:g}",
         ]
-        for w in (TASKS | LONGER).values()
+        for w in (TASKS | LONGER | LARGE).values()
     ]
     return markdown_rows(header, rows, left=2)
 
@@ -40,6 +40,7 @@ def _methods() -> str:
     rows = [
         [f"`{name}`", c.label, ", ".join(f"{m:g}" for m in c.momenta) or "–"]
         for name, c in CANDIDATES.items()
+        if all(c not in some for some in PLANES.values())
     ]
     return markdown_rows(["Name", "What it is", "Momenta besides its own"], rows, left=3)
 

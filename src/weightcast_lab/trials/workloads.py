@@ -17,11 +17,11 @@ LENGTHS = (0.9, 0.8, 0.7)
 """Of the full length: shorter runs, each with a cosine of its own, that measure steps saved."""
 
 
-def _characters(label: str, **options: Any) -> Recipe:
+def _characters(label: str, batch_size: int = 16, **options: Any) -> Recipe:
     return Recipe(
         "ptb_characters",
         learning_rate=3e-3,
-        batch_size=16,
+        batch_size=batch_size,
         epochs=10,
         options=options_of(**options),
         label=f"Penn Treebank by character, transformer, {label}",
@@ -104,6 +104,10 @@ LONGER = {
 """Four times as long: more passes, more text, or a network that can hold more."""
 
 
+LARGE = {"large-batch": _characters("batches four times as large", 64, epoch_steps=175)}
+"""As much text as in the long task, in a quarter of the steps."""
+
+
 def _under(task: str, recipe: Recipe, schedule: str) -> tuple[str, Recipe]:
     is_cosine = schedule == "cosine"
     return f"{task}-{schedule}", replace(
@@ -127,7 +131,7 @@ def shorter(key: str, length: float) -> str:
 
 WORKLOADS: dict[str, Recipe] = dict(
     _under(task, recipe, schedule)
-    for task, recipe in (TASKS | LONGER).items()
+    for task, recipe in (TASKS | LONGER | LARGE).items()
     for schedule in ("cosine", "constant")
     if schedule == "cosine" or task in TASKS
 )

@@ -36,7 +36,7 @@ from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
 from weightcast_lab.trials.protocol import (
     CANDIDATES,
-    LONGER_SEEDS,
+    FEWER_SEEDS,
     NEAR,
     ROUNDS,
     SEARCH_SEEDS,
@@ -77,7 +77,7 @@ def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data() -> None:
         f"within {NEAR:.0%} of the best.",
         f"run the fresh seeds {_listed(SEEDS)};",
         f"28,000 steps ({_listed(w.label.split(', ')[-1] for w in LONGER.values())})",
-        f"have the seeds {_listed(LONGER_SEEDS)}.",
+        f"have the seeds {_listed(FEWER_SEEDS)}.",
         f"also run at {_listed(f'{length:g}' for length in LENGTHS)} of the length",
     ):
         assert words in said
