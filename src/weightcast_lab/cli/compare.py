@@ -156,10 +156,10 @@ def compare(
     """Train the same model with an optimizer, plain and predicted, over several seeds.
 
     All methods start from the same weights and see the same batches, with the same learning rate
-    unless told otherwise. At the end: a table with 95% intervals, learning curves, and a page to
-    show around.
+    unless told otherwise. At the end: a table with 95% intervals, learning curves, and an HTML
+    report you can share.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
     from weightcast_lab.cli.parsing import (
         methods_to_compare,

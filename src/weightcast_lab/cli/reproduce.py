@@ -86,14 +86,14 @@ def reproduce(
     """Reproduce the paper: six networks, AdamW and its forecasts, and NAdamW beside them.
 
     At the end: its Tables 1 to 4 with our numbers beside the printed ones, its Figures 1 to 4, its
-    claims with a verdict each, and a page to show around.
+    claims with a verdict each, and an HTML report you can share.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
     from weightcast_lab.environment import check_precision
     from weightcast_lab.paper.reproduction import open_reproduction, recipes_of
     from weightcast_lab.running.contents import contents_of
-    from weightcast_lab.running.experiment import in_order
+    from weightcast_lab.running.experiment import resume_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)
@@ -105,7 +105,7 @@ def reproduce(
     }
     folder = out or Path("weightcast-runs") / f"reproduction-{preset}"
     experiments = open_reproduction(recipes, preset, seeds or 1, folder)
-    order = in_order(experiments)
+    order = resume_order(experiments)
     if missing:
         say_missing(order)
         if minutes is None:

@@ -1,4 +1,4 @@
-"""From what the user wants to compare to the results file."""
+"""Runs that have everything in common but method and seed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def open_experiment(
     label: str = "",
     **about: Any,
 ) -> Experiment:
-    """Make the folder of an experiment, or go on in it if it was made with the same configuration.
+    """Make the folder of an experiment, or resume in it if its configuration is the same.
 
     What is said `about` it besides is for its report.
 
@@ -91,7 +91,7 @@ def open_experiment(
     )
 
 
-def in_order(experiments: Sequence[Experiment]) -> list[Job]:
+def resume_order(experiments: Sequence[Experiment]) -> list[Job]:
     """All runs: those that have begun first, then seed by seed."""
     jobs = [job for experiment in experiments for job in experiment.jobs()]
     return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))

@@ -118,7 +118,9 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def on_pause(self, job: Job) -> None:
         """Say where it stopped."""
-        self._end(job, "time is up; it goes on from its last checkpoint", self._shares.get(job, 0))
+        self._end(
+            job, "time is up; it will resume from its last checkpoint", self._shares.get(job, 0)
+        )
 
     def on_failure(self, job: Job, reason: str) -> None:
         """Say which run failed and why."""

@@ -78,16 +78,16 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the numbers before anything runs."""
         if self.delay < 0:
-            raise LabError(f"--delay {self.delay} is not possible: it must be 0 or more.")
+            raise LabError(f"--delay must be 0 or more, got {self.delay}.")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise LabError(f"--clip must be positive and finite, got {self.clip_norm:g}.")
 
     def with_options(self, **options: Any) -> Recipe:
-        """With other options of the task, or more."""
+        """The same with other options of its task, or more."""
         return replace(self, options=tuple((dict(self.options) | options).items()))
 
     def placed(self, source: DataSource, device: str) -> Recipe:
-        """Computed on this device, with data from there if the task does not carry its own."""
+        """The same on this device, with these data unless the task carries its own."""
         if carries_data(self.task):
             source = NO_SOURCE
         return replace(self, source=source, device=device)

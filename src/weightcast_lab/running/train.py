@@ -30,7 +30,7 @@ OnStep = Callable[[int, int, float], None]
 """Called after every step with the steps taken, the steps in all, and the batch's loss."""
 
 Gradients = Sequence[Tensor | None]
-"""Of every parameter, in order; None where there is none."""
+"""The gradient of every parameter, in order; None where there is none."""
 
 
 class Diverged(Exception):
@@ -53,7 +53,7 @@ def cosine_factor(step: int, steps: int, warmup: float) -> float:
 def _schedule(
     optimizer: Optimizer, recipe: Recipe, method: Method, steps: int
 ) -> tuple[LRScheduler, bool]:
-    """The learning rate's schedule, and whether it goes on with every step or every epoch."""
+    """The learning rate's schedule, and whether it advances every step or every epoch."""
     if not recipe.cosine:
         milestones = recipe.milestones if method.is_scheduled else ()
         return MultiStepLR(optimizer, milestones, gamma=0.1), False

@@ -45,7 +45,7 @@ class Watcher(Protocol):
     """Whoever wants to know how the runs are getting on."""
 
     def on_start(self, job: Job) -> None:
-        """A run begins, or goes on from a checkpoint."""
+        """A run begins, or resumes from a checkpoint."""
 
     def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """A run has taken `step` of `steps` steps; `loss` is that of its last batch."""

@@ -11,7 +11,7 @@ from weightcast_lab.methods.method import Method, check_installed
 from weightcast_lab.results.measures import distinct
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.contents import content_of
-from weightcast_lab.running.experiment import Experiment, in_order, open_experiment
+from weightcast_lab.running.experiment import Experiment, open_experiment, resume_order
 from weightcast_lab.running.folders import open_folder
 from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.recipe import Recipe, tasks_of
@@ -87,7 +87,7 @@ class Arm:
         return self._best(method, self.rates(method, results), results)
 
     def _best(self, method: Method, rates: Iterable[float], results: RunResults) -> Choice | None:
-        """Of these rates, if they have been tried."""
+        """The best of these rates, if all have been tried."""
         losses = {}
         for rate in rates:
             one = replace(self.search, methods=(replace(method, learning_rate=rate),))
@@ -105,7 +105,7 @@ class Arm:
 
 
 def _final_loss(record: RunRecord) -> float | None:
-    """None if it diverged."""
+    """The last validation loss; None if the run diverged."""
     if record.diverged_at is not None:
         return None
     return float(record.history["validation_loss"][-1])
@@ -134,7 +134,7 @@ class OpenStudy:
     rounds: tuple[Round, ...]
 
     def phases(self, results: RunResults) -> Iterator[Phase]:
-        """In the order in which they are computed: `results` grow from one to the next."""
+        """All phases in order: `results` grow from one to the next."""
         earlier: set[tuple[str, Method]] = set()
         for one in self.rounds:
             arms = [arm for arm in self.arms if arm.workload in one.workloads]
@@ -150,17 +150,17 @@ class OpenStudy:
                 for arm in arms
             ]
             earlier |= {(arm.workload, method) for arm in arms for method in one.methods}
-            grid = in_order([arm.searching(methods, {}) for arm, methods in work])
+            grid = resume_order([arm.searching(methods, {}) for arm, methods in work])
             yield Phase(f"{one.label}, search for learning rates", grid, len(grid))
             searched = set(grid)
             while beyond := [
                 job
-                for job in in_order([arm.searching(methods, results) for arm, methods in work])
+                for job in resume_order([arm.searching(methods, results) for arm, methods in work])
                 if job not in searched
             ]:
                 searched |= set(beyond)
                 yield Phase(f"{one.label}, beyond the grid", beyond, len(beyond))
-            final = in_order([arm.measuring(methods, results) for arm, methods in work])
+            final = resume_order([arm.measuring(methods, results) for arm, methods in work])
             size = sum(len(methods) * len(arm.design.seeds) for arm, methods in work)
             yield Phase(f"{one.label}, at the chosen rates", final, size)
 
@@ -172,7 +172,7 @@ def open_study(
     folder: Path,
     seeds: int | None = None,
 ) -> OpenStudy:
-    """Make the folders of a study, or go on in them.
+    """Make the folders of a study, or resume in them.
 
     Args:
         names: Of studies.

@@ -48,7 +48,7 @@ class Design:
         return self._rates(workload, method, self.multiples)
 
     def further_rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
-        """Those beyond it."""
+        """The learning rates beyond the grid."""
         return self._rates(workload, method, self.further)
 
     def _rates(
@@ -64,12 +64,12 @@ class Design:
 
     @property
     def search_runs(self) -> int:
-        """Of every method on every workload, to choose its learning rate within the grid."""
+        """How many runs choose the learning rate of a method on a workload within the grid."""
         return len(self.multiples) * len(self.search_seeds)
 
     @property
     def runs(self) -> int:
-        """Of every method on every workload, if its best rate is not at an edge of the grid."""
+        """How many runs a method has on a workload whose best rate is at no edge of the grid."""
         return self.search_runs + len(self.seeds)
 
 
@@ -84,12 +84,12 @@ class Study:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """Of all rounds."""
+        """The methods of all rounds."""
         return tuple(method for one in self.rounds for method in one)
 
     @property
     def runs(self) -> int:
-        """Of all methods on all workloads."""
+        """How many runs all methods have on all workloads."""
         cells = sum(WORKLOADS[key].takes(m) for key in self.workloads for m in self.methods)
         return cells * self.design.runs
 

@@ -96,7 +96,7 @@ def _late(key: str, recipe: Recipe) -> dict[str, Recipe]:
 
 
 def _shorter(key: str, batch_size: int, epochs: int, **part: int) -> Recipe:
-    """On a smaller part of the data."""
+    """The same on a smaller part of the data."""
     recipe = WORKLOADS[key].with_options(**part)
     return replace(recipe, batch_size=batch_size, epochs=epochs)
 

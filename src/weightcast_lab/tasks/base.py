@@ -50,7 +50,7 @@ class DataSource:
 
 
 NO_SOURCE = DataSource()
-"""Of a task that carries its data."""
+"""What a task is given that carries its data."""
 
 
 class Task(ABC):
@@ -102,7 +102,7 @@ class Task(ABC):
 
 
 def refuse_source(name: str, source: DataSource) -> None:
-    """For tasks that carry their data.
+    """Refuse a source for a task that carries its data.
 
     Raises:
         LabError: `--data`, `--download` or `--any-text` was given.

@@ -14,7 +14,7 @@ WARMUP = 0.05
 """The share of a run in which a cosine's rate rises."""
 
 LENGTHS = (0.9, 0.8, 0.7)
-"""Of the full length: shorter runs, each with a cosine of its own, that measure steps saved."""
+"""Shares of the full length: runs with a cosine of their own, which measure steps saved."""
 
 
 def _characters(label: str, batch_size: int = 16, **options: Any) -> Recipe:

@@ -115,7 +115,7 @@ def test_time_is_up_before_anything_has_begun(weightcast, tmp_path, tiny):
     [
         (("vgg12",), "did you mean 'vgg11'?"),
         (("--preset", "dask"), "did you mean 'desk'?"),
-        (("--beta2", "1.5"), "Betas (0.9, 1.5) are not possible"),
+        (("--beta2", "1.5"), "β₁ and β₂ must be in [0, 1), got 0.9 and 1.5."),
         (("--precision", "fp16"), "did you mean 'bf16'?"),
         (("--precision", "tf32", "--device", "cpu"), "needs a GPU"),
         (("lstm1",), "needs --data FOLDER"),

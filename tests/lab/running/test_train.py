@@ -339,7 +339,7 @@ def test_hyperparameters_reach_the_optimizers_that_have_them():
     "values", [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": -1.0}, {"weight_decay": -1.0}]
 )
 def test_impossible_hyperparameters_are_refused(values):
-    with pytest.raises(LabError, match="not possible"):
+    with pytest.raises(LabError, match=r"must be (in|0 or more)"):
         Hyperparameters(**values)
 
 
@@ -431,7 +431,7 @@ def test_a_decaying_forecast_is_another_method_and_may_be_infinite(train_line):
         for method in (Method("adamw"), Method("adamw", 3.0), decaying, infinite)
     }
     assert len(ends) == 4
-    with pytest.raises(LabError, match="--steps inf is not possible"):
+    with pytest.raises(LabError, match="--steps inf: "):
         Method("adamw", math.inf)
 
 
@@ -615,7 +615,7 @@ def test_a_checkpoint_from_before_there_were_delays_goes_on(train_line, tmp_path
 
 
 def test_a_negative_delay_is_refused():
-    with pytest.raises(LabError, match="--delay -1 is not possible"):
+    with pytest.raises(LabError, match=r"--delay must be 0 or more, got -1\."):
         Recipe("line", 0.01, 4, 3, delay=-1)
 
 
