@@ -188,7 +188,7 @@ _FIGURES = (
 )
 
 
-def departures(experiment: Results) -> list[str]:
+def deviations(experiment: Results) -> list[str]:
     """What the paper did otherwise."""
     network = experiment["network"]
     recipe, ours = RECIPES[network], experiment["configuration"]
@@ -220,7 +220,7 @@ _PRINTED = {network for table in TABLES.values() for network in table.rows}
 
 def _caption(experiments: dict[str, Results]) -> str:
     """What differed from the paper: said once where it holds for all networks."""
-    said = {RECIPES[n].label: departures(e) for n, e in experiments.items()}
+    said = {RECIPES[n].label: deviations(e) for n, e in experiments.items()}
     common = [d for d in next(iter(said.values())) if all(d in others for others in said.values())]
     parts = [f"Unlike the paper: {', '.join(common)}."] if common else []
     for label, own in said.items():

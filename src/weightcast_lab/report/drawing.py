@@ -160,7 +160,7 @@ def draw_line(
 
 
 def use_log_scale_if_wide(panel: Axes) -> None:
-    """Where the highest value is more than three times the lowest."""
+    """Scale logarithmically where the highest value is over three times the lowest."""
     low, high = panel.get_ylim()
     if low > 0 and high / low > 3:
         panel.set_yscale("log")
@@ -230,7 +230,7 @@ def styles_of(results: Results, theme: Theme) -> dict[str, Style]:
 
 
 def figure_settings(theme: Theme) -> Any:
-    """Matplotlib's settings (which it types by their names): quiet axes, room to breathe."""
+    """Matplotlib's parameters (which it types by their names): quiet axes, room to breathe."""
     return {
         "text.parse_math": False,  # a $ in the name of a metric is no formula
         "font.family": "sans-serif",

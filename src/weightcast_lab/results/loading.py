@@ -56,7 +56,7 @@ def load_results(path: Path) -> list[Results]:
 
 
 def _check_shape(experiment: Results) -> None:
-    """Of all that every report reads.
+    """Check the shape of all that every report reads.
 
     Raises:
         ValueError: something is not of its type.

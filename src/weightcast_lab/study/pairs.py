@@ -92,7 +92,7 @@ def paired(experiment: Results, name: str, reference: str) -> list[tuple[Run, Ru
 
 
 def changes_of(experiment: Results, name: str, reference: str) -> list[float]:
-    """Of the logarithm of the final loss, seed by seed."""
+    """Changes of the logarithm of the final loss, seed by seed."""
     return [
         math.log(_final_loss(run) / _final_loss(other))
         for run, other in paired(experiment, name, reference)
@@ -104,7 +104,7 @@ def _final_loss(run: Run) -> float:
 
 
 def final_losses(experiment: Results, name: str) -> list[float]:
-    """Of a method's finished runs; none if any of its runs diverged, since the rest would flatter.
+    """Losses of a method's finished runs; none if any run diverged, since the rest would flatter.
 
     Seeds in order.
     """

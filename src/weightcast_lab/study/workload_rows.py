@@ -83,7 +83,7 @@ def _workload_row(experiment: Results, name: str, label: str) -> WorkloadRow:
 
 
 def test_names(experiment: Results) -> list[str]:
-    """Of what was measured on test data."""
+    """The names of what was measured on test data."""
     return list(dict.fromkeys(name for run in experiment["runs"] for name in run["test"]))
 
 
@@ -95,7 +95,7 @@ def _tested(
 
 
 def _seconds(experiment: Results, run: Run) -> float:
-    """Of one step, evaluations included: of the process on a CPU, else on the clock."""
+    """What one step took, evaluations included: CPU seconds on a CPU, else on the clock."""
     devices = {experiment["environments"][n]["device"] for n in run["environment"]}
     seconds = run["cpu_seconds"] if devices == {"cpu"} else run["history"]["seconds"][-1]
     return float(seconds) / float(run["history"]["step"][-1])
