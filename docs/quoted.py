@@ -97,7 +97,7 @@ def said(mark: str) -> str:
 def _cost(files: str, column: str) -> str:
     """The largest cost of a training step, in per cent of the plain one."""
     found = [
-        training[f"{column} / plain"]
+        training[f"{column.replace('-', ' ')} / plain"]
         for path in (ROOT / "benchmarks" / "results").glob(f"{files}.json")
         for of_threads in json.loads(path.read_text("utf-8"))["training"].values()
         for training in of_threads.values()
