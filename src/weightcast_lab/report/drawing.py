@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -119,6 +122,24 @@ def to_image(figure: Figure, form: str) -> bytes:
             buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None
         )
     return buffer.getvalue()
+
+
+def in_the_dark(svg: bytes) -> bytes:
+    """A picture that was drawn in the light theme, in the colours of the dark one."""
+    colors = _dark_colors()
+    return re.sub(rb"#[0-9a-f]{6}", lambda found: colors.get(found[0], found[0]), svg)
+
+
+@cache
+def _dark_colors() -> dict[bytes, bytes]:
+    """The dark theme's colours by the light theme's."""
+    names = ("ink", "soft", "line", "paper", "better", "worse")
+    pairs = [(getattr(LIGHT, name), getattr(DARK, name)) for name in names]
+    pairs += zip(LIGHT.baselines, DARK.baselines, strict=True)
+    for family in FAMILIES:
+        shades = (matplotlib.colormaps[family](np.linspace(*t.shades, 500)) for t in (LIGHT, DARK))
+        pairs += ((to_hex(a), to_hex(b)) for a, b in zip(*shades, strict=True))
+    return {light.encode(): dark.encode() for light, dark in pairs}
 
 
 def column_of(runs: Iterable[Run], name: str) -> Array:
