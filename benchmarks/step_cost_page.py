@@ -68,15 +68,15 @@ def part(found: dict[str, Any]) -> list[str]:
         "",
         "### Whole training steps",
         "",
-        "Plain is torch's fused AdamW; attached is `weightcast.attach` on it; eager is "
+        "Plain is torch's fused AdamW; attached is `weightcast.attach` on it; in step is "
         "`weightcast.AdamW(in_step=True)` under `attach`.",
         "",
-        "| | threads | plain (ms) | attached / plain | eager / plain |",
+        "| | threads | plain (ms) | attached / plain | in step / plain |",
         "|---|---:|---:|---:|---:|",
     ]
     for threads, trainings in found["training"].items():
         for name, r in trainings.items():
-            cells = (r.get("plain ms"), r.get("attached / plain"), r.get("eager / plain"))
+            cells = (r.get("plain ms"), r.get("attached / plain"), r.get("in step / plain"))
             digits = 1 if is_cuda else 0
             shown = [number(cells[0], digits), *(number(c, 3) for c in cells[1:])]
             lines.append(f"| {name} | {threads} | {' | '.join(shown)} |")

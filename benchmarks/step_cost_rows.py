@@ -124,7 +124,7 @@ ROWS: dict[str, tuple[Maker | None, Maker | None, str]] = {
     ),
     "AdamW, single": (partial(plain, ADAMW, **SINGLE), partial(attached, ADAMW, **SINGLE), "torch"),
     "weightcast.AdamW, lazy": (None, own, "torch"),
-    "weightcast.AdamW, eager": (None, partial(own, in_step=True), "torch"),
+    "weightcast.AdamW, in step": (None, partial(own, in_step=True), "torch"),
     "NAdamW": (partial(plain, NADAMW), partial(attached, NADAMW), "torch"),
     "RAdam": (partial(plain, torch.optim.RAdam), partial(attached, torch.optim.RAdam), "torch"),
     "RMSprop": (
@@ -147,7 +147,7 @@ ROWS: dict[str, tuple[Maker | None, Maker | None, str]] = {
         "heavyball",
     ),
 }
-LARGE_ROWS = ("AdamW, fused", "weightcast.AdamW, lazy", "weightcast.AdamW, eager")
+LARGE_ROWS = ("AdamW, fused", "weightcast.AdamW, lazy", "weightcast.AdamW, in step")
 
 
 TRAININGS = (

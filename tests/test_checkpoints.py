@@ -1,6 +1,8 @@
 """Nothing saved, copied or loaded ever holds or implies a predicted weight (R16, R17, R19)."""
 
 import copy
+import copyreg
+import gc
 import io
 import pickle
 import warnings
@@ -88,6 +90,89 @@ def test_a_part_of_the_model_is_saved_and_copied_truly() -> None:
         assert same(weights(twin), theta)
         assert vars(twin).keys() == vars(torch.nn.Linear(3, 4)).keys()
         assert not twin._state_dict_pre_hooks
+
+
+class PassingOn(torch.nn.Module):
+    """As PEFT's models and Fabric's: what it lacks, the model within has."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save", "AveragedModel"])
+@pytest.mark.parametrize("is_inner", [True, False], ids=["inner", "outer"])
+def test_a_copy_of_a_wrapper_is_a_wrapper(way: str, is_inner: bool) -> None:
+    """Whichever of the two is attached: what copies the inner one is not found in its stead."""
+    inner = Recorder()
+    wrapper = PassingOn(inner)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=0.05)
+    prediction = weightcast.attach(inner if is_inner else wrapper, optimizer, steps=2)
+    train(wrapper, optimizer)
+    theta = weights(wrapper)
+    wrapper(data(wrapper))
+    assert prediction.is_predicted
+    inner.seen.clear()
+    twin = COPIES[way](wrapper)
+    assert type(twin) is PassingOn
+    assert type(twin.inner) is Recorder
+    assert same(weights(twin), theta)
+    assert not twin.inner._state_dict_pre_hooks
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_what_was_given_the_dict_of_an_attached_module_is_copied_as_itself(way: str) -> None:
+    """As torch's replicas are made, and copies by hand."""
+    model, _optimizer, prediction = attached()
+    theta = weights(model)
+    model(data(model))
+    model.seen.clear()
+    replica = Recorder.__new__(Recorder)
+    replica.__dict__ = dict(vars(model))
+    replica.name = "replica"
+    twin = COPIES[way](replica)
+    assert twin.name == "replica"
+    assert same(weights(twin), theta)
+    assert not twin._forward_pre_hooks
+    assert not prediction.is_predicted
+
+
+def test_nothing_is_left_with_copyreg() -> None:
+    before = dict(copyreg.dispatch_table)
+    one, _, prediction = attached()
+    other, *rest = attached()
+    assert copyreg.dispatch_table != before
+    prediction.detach()
+    del other, rest
+    gc.collect()
+    assert dict(copyreg.dispatch_table) == before
+    copyreg.pickle(Recorder, theirs := lambda model: (Recorder, ()))
+    try:
+        weightcast.attach(one, torch.optim.AdamW(one.parameters())).detach()
+        assert copyreg.dispatch_table[Recorder] is theirs
+    finally:
+        del copyreg.dispatch_table[Recorder]
+
+
+def test_a_part_that_was_parametrized_after_attach_is_copied_plainly() -> None:
+    """Its class is another then."""
+    model, _optimizer, prediction = attached()
+    prediction.restore()
+    weight_norm(model.first)
+    theta = [p.detach().clone() for p in model.second.parameters()]
+    twin = copy.deepcopy(model)
+    assert same(weights(twin.second), theta)
+    twin(data(twin))
+    assert same(weights(twin.second), theta)
 
 
 @pytest.mark.parametrize("order", ["model first", "optimizer first"])

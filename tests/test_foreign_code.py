@@ -400,6 +400,14 @@ def test_each_handle_that_does_nothing_says_so_at_the_users_line_with_both_names
     assert {w.filename for w in caught} == {__file__}
 
 
+def test_nothing_is_said_of_a_forecast_that_is_turned_off(silent) -> None:
+    """An observed displacement is forgotten then, before the closure runs."""
+    model, optimizer, prediction = attached(torch.optim.Adagrad)
+    prediction.steps = 0
+    for k in range(3):
+        optimizer.step(lambda k=k: (optimizer.zero_grad(), backward(model, k))[1])
+
+
 # --- odds and ends -------------------------------------------------------------------------------
 
 
@@ -544,8 +552,9 @@ def interrupted_everywhere(act, check, module: str) -> int:
 def test_a_signal_at_any_line_loses_nothing(own, act: str, dtype: torch.dtype) -> None:
     cls, options = (torch.optim.AdamW, {}) if own is None else (weightcast.AdamW, own)
     model, optimizer, prediction = attached(cls, dtype=dtype, **options)
-    model.add_module("extra", nn.Linear(2, 2))  # a group of several dtypes
-    optimizer.add_param_group({"params": list(model.extra.parameters())})
+    other = torch.float32 if dtype is torch.float64 else torch.float64
+    model.add_module("extra", nn.Linear(2, 2, dtype=other))
+    optimizer.param_groups[0]["params"] += model.extra.parameters()  # a group of several dtypes
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
