@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import finished
 from weightcast_lab.results.statistics import mean_interval
 
@@ -142,7 +142,7 @@ def _dark_colors() -> dict[bytes, bytes]:
     return {light.encode(): dark.encode() for light, dark in pairs}
 
 
-def column_of(runs: Iterable[Run], name: str) -> Array:
+def column_of(runs: Iterable[StoredRun], name: str) -> Array:
     """A column of the histories, of shape (runs, evaluations).
 
     The evaluation before training is left out: on its scale the rest would be flat.
