@@ -170,6 +170,7 @@ def test_importing_is_cheap() -> None:
         ("docs/results.md", "results/study", True),
         ("docs/tables.md", "results/study", False),
         ("docs/tables.md", "results/digits", False),
+        ("docs/laboratory.md", "results/small_text", False),
         ("docs/tables.md", "results/foresight", False),
         ("docs/delays.md", "results/delay", True),
         ("docs/answers.md", "results/trials", False),

@@ -14,7 +14,7 @@ from weightcast_lab.files import write_atomically
 from weightcast_lab.foresight.report import report as foresight
 from weightcast_lab.paper.report import report as reproduction
 from weightcast_lab.report.blocks import Figure, Report
-from weightcast_lab.report.drawing import LIGHT, to_image
+from weightcast_lab.report.drawing import DARK, LIGHT, to_image
 from weightcast_lab.report.markdown import fill_document, markdown
 from weightcast_lab.report.page import page
 from weightcast_lab.report.terminal import terminal
@@ -79,8 +79,9 @@ def _files(report: Report) -> Iterator[tuple[str, bytes]]:
         yield name, text.encode()
     for block in report.blocks:
         if isinstance(block, Figure):
-            for form in block.forms:
-                yield f"{block.key}.{form}", to_image(block.draw(LIGHT, 2), form)
+            yield f"{block.key}.png", to_image(block.draw(LIGHT, 2), "png")
+            for theme, name in ((LIGHT, "light"), (DARK, "dark")):  # for pages that have both
+                yield f"{block.key}-{name}.svg", to_image(block.draw(theme, 2), "svg")
 
 
 def terminal_report(experiments: Sequence[Results]) -> RenderableType:

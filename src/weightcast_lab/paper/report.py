@@ -114,7 +114,7 @@ def report(experiments: Sequence[Results]) -> Report:
     blocks.append(Cards("The paper's claims", cards))
     for figure in figures(experiments):
         drawn = partial(draw_panels, figure.labelled, figure.column)
-        blocks.append(Figure(figure.key, figure.title, drawn, ("png", "svg")))
+        blocks.append(Figure(figure.key, figure.title, drawn))
     texts = {f"{table.key}.tex": latex(table) for table in tables}
     return Report(
         command="reproduce",

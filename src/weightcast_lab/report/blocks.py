@@ -88,13 +88,12 @@ class Points:
 class Figure:
     """A picture: `draw(theme, columns)` makes it when it is wanted.
 
-    `forms` are the formats in which it becomes a file of its own, called `key`.
+    It becomes files of its own, called `key`: a PNG, and an SVG for light and for dark pages.
     """
 
     key: str
     title: str
     draw: Callable[[Theme, int], Drawn]
-    forms: tuple[str, ...] = ("png",)
     places: Place = Place.PAGE
 
 

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 TASKS = {
+    "small_text": "weightcast_lab.tasks.docs_text:small_text",
     "digits": "weightcast_lab.tasks.digits:digits",
     "text": "weightcast_lab.tasks.docs_text:docs_text",
     "ptb": "weightcast_lab.tasks.ptb:ptb",

@@ -21,7 +21,8 @@ from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
 
-SMALL = ("compare", "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
+DIGITS = ("compare", "--task", "digits")
+SMALL = (*DIGITS, "--jobs", 1, "--epochs", 1, "--seeds", 2, "--steps", 1, "--baseline", "none")
 
 
 def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
@@ -38,6 +39,7 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     assert written == {
         *("config.json", "results.json", RUNS),
         *("report.html", "curves.png", "table.md", "table.csv"),
+        *("curves-light.svg", "curves-dark.svg"),
     }
     before = finished_in(out)
 
@@ -53,7 +55,7 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     lines[place - 1] = lines[place - 1][:50] + b"\n"
     (out / RUNS).write_bytes(b"".join(lines))
     more = weightcast(
-        *SMALL[:5], "--seeds", 2, "--steps", "1,2.5", "--baseline", "none", "--out", out
+        *SMALL[:7], "--seeds", 2, "--steps", "1,2.5", "--baseline", "none", "--out", out
     )
     assert more.code == 0
     assert f"runs.jsonl, line {place}, is damaged" in more.err
@@ -80,7 +82,7 @@ def test_compare_report_and_go_on(weightcast, tmp_path, monkeypatch):
     # machines get that file itself
     content = (out / "results.json").read_text()
     assert weightcast("report", out, "--json").out == content
-    printed = weightcast(*SMALL[:5], "--seeds", 2, "--steps", "1,2.5", *SMALL[-2:], "--out", out,
+    printed = weightcast(*SMALL[:7], "--seeds", 2, "--steps", "1,2.5", *SMALL[-2:], "--out", out,
                          "--json")  # fmt: skip
     assert printed.out == content
     assert "--json" not in json.loads(content)["command"]
@@ -136,7 +138,7 @@ def start(out: Path) -> subprocess.Popen[str]:
     words = f"--epochs {EPOCHS} --batch-size {BATCH_SIZE} --seeds 1 --steps 3 --baseline none"
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "weightcast_lab", "compare"),
+            *(sys.executable, "-m", "weightcast_lab", *DIGITS),
             *(*words.split(), "--jobs", "1", "--out", str(out)),
         ],
         stdout=subprocess.DEVNULL,
@@ -220,7 +222,7 @@ def test_delayed_gradients_are_another_configuration_and_the_report_says_so(weig
     ],
 )
 def test_numbers_beyond_reason_are_one_sentence(weightcast, tmp_path, words, sentence):
-    refused = weightcast("compare", *words, "--out", tmp_path / "out")
+    refused = weightcast(*DIGITS, *words, "--out", tmp_path / "out")
     assert refused.code == 2
     assert sentence in " ".join(re.sub("[│╭╮╰╯─]", "", refused.err).split())
     assert "Traceback" not in refused.err
@@ -252,7 +254,7 @@ def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(t
     ("arguments", "sentence"),
     [
         (("--task", "digit"), "did you mean 'digits'?"),
-        (("--task", "xyz"), "choose one of cifar10, digits, ptb, ptb_characters, text"),
+        (("--task", "xyz"), "choose one of cifar10, digits, ptb, ptb_characters, small_text, text"),
         (("--optimizer", "adanw"), "did you mean 'adamw'?"),
         (("--baseline", "nadam"), "did you mean 'nadamw'?"),
         (("--steps", "1,x"), "not a list of numbers"),

@@ -126,7 +126,10 @@ def test_the_command_writes_tables_and_a_figure(weightcast, tmp_path, small):
     assert experiments[0]["configuration"]["horizons"] == list(HORIZONS)
     tables = (out / "tables.md").read_text()
     assert "Digits, CNN, 2 epochs, β₁ 0.8 | AdamW |" in tables
-    assert (out / "foresight.png").read_bytes().startswith(b"\x89PNG")
+    light, dark = ((out / f"foresight-{t}.svg").read_text() for t in ("light", "dark"))
+    assert "</svg>" in light
+    assert "</svg>" in dark
+    assert light != dark
     assert "Cosine of the last update" in " ".join(done.out.split())
 
     page = tmp_path / "page.md"

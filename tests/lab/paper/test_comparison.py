@@ -275,7 +275,8 @@ def test_all_files(tmp_path):
     names = {file.name for file in write_report(report_of(loaded), tmp_path)}
     expected = {"report.html", "tables.md"}
     expected |= {f"table{n}.{form}" for n in (1, 2, 3, 4) for form in ("tex", "csv")}
-    expected |= {f"figure{n}.{form}" for n in (1, 2, 3, 4) for form in ("png", "svg")}
+    forms = (".png", "-light.svg", "-dark.svg")
+    expected |= {f"figure{n}{form}" for n in (1, 2, 3, 4) for form in forms}
     assert names == expected
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Links()

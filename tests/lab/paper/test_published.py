@@ -110,7 +110,7 @@ def test_the_numbers_within_the_sentences_of_readme(study, delay):
         if folder == "cost":
             files = (ROOT / "benchmarks" / "results").glob(f"{question}.json")
             found = [
-                row[f"{rest[0]} / plain"]
+                row[f"{rest[0].replace('-', ' ')} / plain"]
                 for file in files
                 for rows in json.loads(file.read_text())["training"].values()
                 for row in rows.values()

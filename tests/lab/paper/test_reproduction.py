@@ -153,7 +153,7 @@ def test_from_the_first_run_to_the_tables(weightcast, tmp_path, tiny, one_thread
         }
         first = [r["history"]["validation_loss"][0] for r in experiment["runs"] if r["seed"] == 0]
         assert len(set(first)) == 1  # the same initial weights for every method
-    assert (out / "figure3-beta2-0.9.svg").exists()
+    assert (out / "figure3-beta2-0.9-dark.svg").exists()
     more = weightcast(*words, "--seeds", 3)
     assert more.code == 0, more.err
     assert f"60 runs on {DEVICE}, 40 finished already" in more.err

@@ -547,8 +547,15 @@ def test_all_files_of_a_report(core, tmp_path):
     variant = whole(BETTER, names=["adamw", "adamw-s3"], keys=["more"], variant_of="one")
     names = {path.name for path in write_report(report_of(core + variant), tmp_path)}
     assert names == {
-        *("report.html", "tables.md", "table.csv", "curves.png", "rates.png", "ahead.png"),
-        *(f"forest-{name}.png" for name in ("adamw", "nadamw", "plain", "variants")),
+        *("report.html", "tables.md", "table.csv"),
+        *(
+            f"{name}-{theme}.svg"
+            for name in (
+                *("curves", "rates", "ahead"),
+                *(f"forest-{name}" for name in ("adamw", "nadamw", "plain", "variants")),
+            )
+            for theme in ("light", "dark")
+        ),
     }
     page = (tmp_path / "report.html").read_text()
     links = Links()
