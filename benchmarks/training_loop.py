@@ -28,7 +28,7 @@ from weightcast_lab.files import to_json, write_atomically
 from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.paper.protocol import EPS, WEIGHT_DECAY, recipe_at
 from weightcast_lab.report.markdown import fill_document, markdown_rows
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import batch_order, train
 from weightcast_lab.running.workers import prepare_process
@@ -73,9 +73,9 @@ def evaluate(task: Task, model: torch.nn.Module) -> None:
 def in_the_laboratory(task: Task, recipe: Recipe) -> None:
     """The same by `train`, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        cell = Cell(Method("adamw"), 0)
-        files = cell.files(Path(folder), "benchmark")
-        record = train(cell, task, recipe, files, lambda *_: None, print)
+        run = Run(Method("adamw"), 0)
+        files = run.files(Path(folder), "benchmark")
+        record = train(run, task, recipe, files, lambda *_: None, print)
         assert record is not None
         files.save_result(record)
 

@@ -12,7 +12,7 @@ from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
 from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import Task
@@ -53,7 +53,7 @@ def train_line(tmp_path: Path) -> Callable[..., RunRecord | None]:
         **more: Any,
     ) -> RunRecord | None:
         recipe = Recipe("line", learning_rate, 4, 3, **more)
-        cell = Cell(method, seed)
+        cell = Run(method, seed)
         files = cell.files(tmp_path / folder, "configuration")
         record = train(cell, task or LineTask(), recipe, files, on_step, warn, until)
         if record is not None:

@@ -17,7 +17,7 @@ from weightcast_lab.paper.protocol import (
     PrintedTable,
 )
 from weightcast_lab.report.tables import shown
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import finished, measure, pairs
 from weightcast_lab.results.statistics import Interval, mean_interval
 
@@ -108,7 +108,7 @@ def _entries(experiment: Results | None, table: PrintedTable, network: str) -> l
     if experiment is None:
         return [Entry(None, printed.get(m.key), None, False, "missing") for m in COLUMNS]
 
-    def value(run: Run) -> float:
+    def value(run: StoredRun) -> float:
         return measure(run, table.higher_is_better)[table.quantity]
 
     ours = {
@@ -130,7 +130,7 @@ def _entries(experiment: Results | None, table: PrintedTable, network: str) -> l
 
 
 def difference(
-    experiment: Results, key: str, value: Callable[[Run], float], reference: str = REFERENCE
+    experiment: Results, key: str, value: Callable[[StoredRun], float], reference: str = REFERENCE
 ) -> Interval | None:
     """The paired difference of two methods in something measured in a run."""
     both = pairs(experiment, key, reference)

@@ -46,7 +46,7 @@ def content_of(
         "seeds": list(experiment.seeds),
         "environments": environments,
         "failures": [
-            {"method": job.cell.method.key, "seed": job.cell.seed, "reason": failures[job]}
+            {"method": job.run.method.key, "seed": job.run.seed, "reason": failures[job]}
             for job in jobs
             if job in failures
         ],

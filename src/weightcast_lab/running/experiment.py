@@ -15,7 +15,7 @@ from weightcast_lab.files import digest_of
 from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import foreign, identity, name_in
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.jobs import Cell, Job
+from weightcast_lab.running.jobs import Job, Run
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import Task
 
@@ -42,10 +42,10 @@ class Experiment:
             method: digest_of(self.configuration | identity(method.optimizer, "optimizer"))
             for method in self.methods
         }
-        cells = [Cell(method, seed) for seed in self.seeds for method in self.methods]
+        runs = [Run(method, seed) for seed in self.seeds for method in self.methods]
         return [
-            Job(cell, self.recipe, cell.files(self.folder, digests[cell.method]), self.label)
-            for cell in cells
+            Job(run, self.recipe, run.files(self.folder, digests[run.method]), self.label)
+            for run in runs
         ]
 
 
@@ -94,7 +94,7 @@ def open_experiment(
 def resume_order(experiments: Sequence[Experiment]) -> list[Job]:
     """All runs: those that have begun first, then seed by seed."""
     jobs = [job for experiment in experiments for job in experiment.jobs()]
-    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
+    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.run.seed))
 
 
 def _configuration(recipe: Recipe, task: Task) -> dict[str, Any]:

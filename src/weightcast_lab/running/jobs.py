@@ -11,7 +11,7 @@ from weightcast_lab.running.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One run: a method and a seed."""
 
     method: Method
@@ -31,7 +31,7 @@ class Cell:
 class Job:
     """A run that is to be computed: what, how, and where it is kept."""
 
-    cell: Cell
+    run: Run
     recipe: Recipe
     files: RunFiles
     experiment: str = ""
@@ -39,4 +39,4 @@ class Job:
     @property
     def label(self) -> str:
         """A name for people."""
-        return f"{self.experiment}: {self.cell.label}" if self.experiment else self.cell.label
+        return f"{self.experiment}: {self.run.label}" if self.experiment else self.run.label

@@ -21,7 +21,7 @@ from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.folders import RunFiles
 from weightcast_lab.running.foresight import Foresight
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.readings import Averages, read
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import Task
@@ -68,7 +68,7 @@ def _schedule(
 
 
 def train(
-    cell: Cell,
+    run: Run,
     task: Task,
     recipe: Recipe,
     files: RunFiles,
@@ -87,7 +87,7 @@ def train(
     last D batches are never applied, so that every delay sees as many batches.
 
     Args:
-        cell: The run.
+        run: The run.
         task: What it learns.
         recipe: How.
         files: Where it is kept.
@@ -104,15 +104,15 @@ def train(
     device = torch.device(recipe.device)
     use_precision(recipe.precision)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, recipe.precision == "bf16")
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(run.seed)
     model = task.build_model().to(device)
     if recipe.compiled:
         model.compile()
-    optimizer = cell.method.make_optimizer(model, recipe.learning_rate, recipe.hyperparameters)
-    prediction = cell.method.predict(model, optimizer, recipe.delay)
-    batches = task.batches(recipe.batch_size, batch_order(cell.seed, 0))
+    optimizer = run.method.make_optimizer(model, recipe.learning_rate, recipe.hyperparameters)
+    prediction = run.method.predict(model, optimizer, recipe.delay)
+    batches = task.batches(recipe.batch_size, batch_order(run.seed, 0))
     steps = recipe.epochs * len(batches) - recipe.delay
-    schedule, is_stepwise = _schedule(optimizer, recipe, cell.method, steps)
+    schedule, is_stepwise = _schedule(optimizer, recipe, run.method, steps)
     averages = Averages(model, recipe.averages, steps) if recipe.averages else None
     parameters = list(model.parameters())  # to look for them at every step takes a while
     under_way: deque[Gradients] = deque()
@@ -162,7 +162,7 @@ def train(
             model.train()
             if hasattr(optimizer, "train"):
                 optimizer.train()
-            batches = task.batches(recipe.batch_size, batch_order(cell.seed, epoch))
+            batches = task.batches(recipe.batch_size, batch_order(run.seed, epoch))
             foresight = None
             if recipe.horizons:
                 foresight = Foresight(model, optimizer, recipe.horizons, len(batches))
@@ -214,18 +214,18 @@ def train(
         diverged_at, test, readings = step, {}, {}
     return RunRecord(
         configuration=files.configuration,
-        method=cell.method.key,
-        seed=cell.seed,
+        method=run.method.key,
+        seed=run.seed,
         environments=environments,
         diverged_at=diverged_at,
         history=history,
         test=test,
         readings=readings,
         weights=_digest(model),
-        memory=cell.method.memory(model, optimizer),
+        memory=run.method.memory(model, optimizer),
         cpu_seconds=time.process_time() - cpu_started,
         processor=processor(recipe.device),
-        package=cell.method.package,
+        package=run.method.package,
     )
 
 

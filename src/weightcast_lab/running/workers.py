@@ -243,7 +243,7 @@ def compute(
     """
     try:
         record = train(
-            job.cell,
+            job.run,
             loader.task_of(job),
             job.recipe,
             job.files,

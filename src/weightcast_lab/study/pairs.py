@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import distinct, finished, pairs
 from weightcast_lab.study.questions import UNDELAYED, UNDELAYED_LABEL
 
@@ -85,7 +85,7 @@ def key_of(experiment: Results, name: str) -> str | None:
     return next((m["key"] for m in experiment["methods"] if m["name"] == name), None)
 
 
-def paired(experiment: Results, name: str, reference: str) -> list[tuple[Run, Run]]:
+def paired(experiment: Results, name: str, reference: str) -> list[tuple[StoredRun, StoredRun]]:
     """The finished runs of two methods, each at its chosen rate, seed by seed."""
     own, base = key_of(experiment, name), key_of(experiment, reference)
     return [] if own is None or base is None else pairs(experiment, own, base)
@@ -99,7 +99,7 @@ def changes_of(experiment: Results, name: str, reference: str) -> list[float]:
     ]
 
 
-def _final_loss(run: Run) -> float:
+def _final_loss(run: StoredRun) -> float:
     return float(run["history"]["validation_loss"][-1])
 
 

@@ -255,8 +255,8 @@ def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
     found = [results[job] for own in jobs.values() for job in own if job in results]
     tried = []
     for method, own in jobs.items():
-        for rate in dict.fromkeys(job.cell.method.learning_rate for job in own):
-            runs = [results.get(job) for job in own if job.cell.method.learning_rate == rate]
+        for rate in dict.fromkeys(job.run.method.learning_rate for job in own):
+            runs = [results.get(job) for job in own if job.run.method.learning_rate == rate]
             losses = [_shortened(_final_loss(run)) for run in runs if run is not None]
             if len(losses) == len(runs):
                 tried.append({"name": method.name, "learning rate": rate, "final loss": losses})

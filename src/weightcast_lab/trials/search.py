@@ -272,7 +272,7 @@ class OpenTrials:
 
 def _ordered(jobs: Iterable[Job]) -> list[Job]:
     """Each job once: those that have begun first, then seed by seed."""
-    return sorted(dict.fromkeys(jobs), key=lambda job: (not job.files.has_begun, job.cell.seed))
+    return sorted(dict.fromkeys(jobs), key=lambda job: (not job.files.has_begun, job.run.seed))
 
 
 def open_trials(source: DataSource, device: str, folder: Path) -> OpenTrials:

@@ -16,7 +16,7 @@ from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
@@ -192,7 +192,7 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
     task = make_task("digits", DataSource())
     recipe = Recipe("digits", task.preset.learning_rate, BATCH_SIZE, EPOCHS)
     for method in (Method("adamw"), Method("adamw", 3.0)):
-        cell = Cell(method, 0)
+        cell = Run(method, 0)
         files = cell.files(tmp_path / "undisturbed", "undisturbed")
         whole = train(cell, task, recipe, files, lambda *_: None, pytest.fail)
         found = finished_in(out)[f"{method.key}/seed-0"]

@@ -169,7 +169,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(weightcast, tmp_path, ti
     honest = compute
 
     def with_a_failure(job, *rest):
-        if job.cell.method.key == "adamw-s2":
+        if job.run.method.key == "adamw-s2":
             return "on_failure", "OutOfMemoryError: CUDA out of memory"
         return honest(job, *rest)
 

@@ -45,8 +45,8 @@ class Killer(Recorder):
     killed = ()
 
     def on_progress(self, job, step, steps, loss):
-        self.events[job.cell].append((step, steps))
-        if job.cell == self.victim and not self.killed:
+        self.events[job.run].append((step, steps))
+        if job.run == self.victim and not self.killed:
             self.killed = tuple(processes_of(job.label))
             for process in self.killed:
                 os.kill(process, signal.SIGKILL)

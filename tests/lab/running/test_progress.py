@@ -10,7 +10,7 @@ from rich.console import Console
 
 from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.jobs import Cell, Job
+from weightcast_lab.running.jobs import Job, Run
 from weightcast_lab.running.progress import ProgressDisplay, duration
 from weightcast_lab.running.recipe import Recipe
 
@@ -26,7 +26,7 @@ class Clock:
 
 def jobs(count: int) -> list[Job]:
     recipe = Recipe("digits", 0.01, 4, 3)
-    cells = [Cell(Method("adamw"), seed) for seed in range(count)]
+    cells = [Run(Method("adamw"), seed) for seed in range(count)]
     return [Job(cell, recipe, cell.files(Path("nowhere"), "configuration")) for cell in cells]
 
 

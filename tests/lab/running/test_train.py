@@ -22,7 +22,7 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.records import RUNS
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
@@ -50,7 +50,7 @@ def kill_at(step_to_die):
 
 def files_of(folder, method=Method("adamw")):  # noqa: B008
     """Of the run that `train_line` makes if it is told of no other folder and seed."""
-    return Cell(method, 0).files(folder / "run", "configuration")
+    return Run(method, 0).files(folder / "run", "configuration")
 
 
 class HalfLine(LineTask):
@@ -247,7 +247,7 @@ def test_clipping_of_a_language_model_is_on_and_its_test_text_is_read(tmp_path, 
     task = make_task("ptb", DataSource(small_text, any_text=True))
     assert task.preset.clip_norm is not None
     recipe = Recipe("ptb", 0.01, 4, 2)
-    cell = Cell(Method("adamw", 1.0), 0)
+    cell = Run(Method("adamw", 1.0), 0)
     files = cell.files(tmp_path / "run", "configuration")
     result = train(cell, task, recipe, files, lambda *_: None, pytest.fail)
     # the text repeats two sentences: nearly all of it can be learnt
@@ -369,7 +369,7 @@ def train_digits(folder, killed_at=None, seconds=0.0):
     """In a process of its own, as a worker would; it may be killed so long after so many steps."""
     torch.set_num_threads(1)
     recipe = Recipe("digits", 0.005, 32, 8)
-    cell = Cell(Method("adamw", 3.0), 0)
+    cell = Run(Method("adamw", 3.0), 0)
     steps = itertools.count(1)
 
     def on_step(*_):
@@ -387,7 +387,7 @@ def test_killed_ten_times_at_random_it_ends_as_if_nothing_had_happened(tmp_path)
     processes.set_forkserver_preload(["weightcast_lab.running.train", "sklearn.datasets"])
     undisturbed = processes.Process(target=train_digits, args=(tmp_path / "undisturbed",))
     undisturbed.start()
-    cell = Cell(Method("adamw", 3.0), 0)
+    cell = Run(Method("adamw", 3.0), 0)
     whole, part = (cell.files(tmp_path / name, "configuration") for name in ("undisturbed", "part"))
     dice, found = random.Random(7), []
     for _ in range(10):

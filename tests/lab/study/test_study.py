@@ -329,7 +329,7 @@ def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
     from weightcast_lab.running.workers import compute
 
     def with_a_failure(job, *rest):
-        if job.cell.method.name == "adamw-s1" and job.cell.seed == 101:
+        if job.run.method.name == "adamw-s1" and job.run.seed == 101:
             return "on_failure", "OutOfMemoryError: no memory"
         return compute(job, *rest)
 

@@ -282,7 +282,7 @@ def _loss(name: str, rate: float, seed: int, length: float) -> float:
 
 
 def _result(job) -> RunRecord:
-    name, rate, seed = job.cell.method.name, job.cell.method.learning_rate, job.cell.seed
+    name, rate, seed = job.run.method.name, job.run.method.learning_rate, job.run.seed
     key = job.files.folder.parent.name
     length = float(key.partition("-x")[2] or 1)
     loss = _loss(name, rate, seed, length)
@@ -290,7 +290,7 @@ def _result(job) -> RunRecord:
     readings = {"true": loss} | averages
     return RunRecord(
         configuration="",
-        method=job.cell.method.key,
+        method=job.run.method.key,
         seed=seed,
         history={"step": [0, 10]},
         diverged_at=3 if name == "adamw-s1" and seed == 4 else None,
@@ -344,7 +344,7 @@ def test_every_round_ends_and_leaves_its_runs(studied) -> None:
 def test_a_sample_of_the_tables_is_what_other_code_finds_in_the_raw_runs(studied) -> None:
     experiments, results = studied
     raw = {
-        (job.experiment, job.cell.method.name, job.cell.method.learning_rate, job.cell.seed): r
+        (job.experiment, job.run.method.name, job.run.method.learning_rate, job.run.seed): r
         for job, r in results.items()
     }
     label = WORKLOADS["long-cosine"].label
