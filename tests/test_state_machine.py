@@ -189,7 +189,8 @@ class TrainingScript(RuleBasedStateMachine):
     def write_through_data(self, factor: float) -> None:
         for p in list(self.model.parameters())[:2]:
             p.data.mul_(factor)
-        self.theta = weights(self.model)
+        # autograd does not count it: a graph that waits has another gradient now, as in PyTorch
+        self.theta, self.pending = weights(self.model), None
 
     @precondition(lambda self: not self.prediction.is_predicted and not self.is_tied)
     @rule()

@@ -38,7 +38,9 @@ def attach(
     While predicted, one saved copy of the weights is held.
 
     Args:
-        model: The module whose forward is called in training.
+        model: The module whose forward is called in training; where it has none of its own, its
+            children's. That forward moves all of the optimizer's parameters, so a part will do that
+            runs first.
         optimizer: Its optimizer, which stays the plain torch optimizer that it is.
         steps: s, how many optimizer steps to look ahead, 3 unless given; fractions are fine, 0 is
             the plain optimizer, negative values a control. A group's own `"prediction_steps"` wins.

@@ -119,8 +119,9 @@ def marks_of_gradients(optimizer: Optimizer | None) -> list[tuple[int, int]]:
 
 _NEVER_CALLED = (
     "weight prediction has done nothing so far: optimizer.step() ran twice without a training-mode "
-    "forward of the attached module. Attach the module that the loop calls (and call its train()), "
-    "or wrap forward and backward in `with prediction.predicted():`."
+    "forward of the attached module. Attach the module that the loop calls (and call its train()); "
+    "or, if it is called by another method than forward, wrap that and the backward in "
+    "`with prediction.predicted():`."
 )
 _NOTHING_MOVED = (
     "weight prediction moves no parameter: the optimizer has taken steps but shows no displacement "
@@ -129,7 +130,8 @@ _NOTHING_MOVED = (
 )
 _WRITTEN = (
     "the weights were written to while they were predicted, which is lost when the true ones come "
-    "back. If another optimizer trains them now, call detach() on this WeightPrediction first."
+    "back. If another optimizer trains them now, call detach() on this WeightPrediction first; "
+    "what is to stay is written after step(), or in `with prediction.true_weights():`."
 )
 _CHANGED = (
     "weights took another shape while they were predicted, now {}: they stay as they are, which "
