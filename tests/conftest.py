@@ -18,7 +18,7 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" el
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PACKAGES = ["torch", "lightning", "transformers", "accelerate", "peft", "trl", "timm", "deepspeed",
             "bitsandbytes", "pytorch_optimizer", "schedulefree", "skorch",
-            "safetensors"]  # fmt: skip
+            "safetensors", "ema-pytorch", "pytorch-ignite"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
