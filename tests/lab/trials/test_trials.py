@@ -449,6 +449,7 @@ def test_the_report_shows_every_question(studied) -> None:
 # --- what is published ---------------------------------------------------------------------------
 
 
+@pytest.mark.results
 def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
     """docs/answers.md, recomputed from the lines of the runs with numpy and scipy alone."""
     page = Path("docs/answers.md").read_text("utf-8")
