@@ -1,6 +1,7 @@
 """What a step costs the host where parameters are many and tiny: nothing but calls remains.
 
-python benchmarks/host_cost.py --out benchmarks/results/step-cost-host.json --page docs/benchmarks.md
+python benchmarks/host_cost.py --out benchmarks/results/step-cost-host.json \\
+    --page docs/benchmarks.md
 """
 
 from __future__ import annotations

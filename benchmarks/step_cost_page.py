@@ -59,8 +59,8 @@ def host_part(found: dict[str, Any]) -> list[str]:
         "`python benchmarks/host_cost.py --out benchmarks/results/step-cost-host.json "
         "--page docs/benchmarks.md`,",
         f"on {e['hardware']}, Python {e['python']}, torch {e['torch']}. Parameters of 8 numbers, "
-        "one thread: what remains is the calls, for which small models on a GPU wait. A forward that "
-        "computes nothing and a step, in processor time, the least of "
+        "one thread: what remains is the calls, for which small models on a GPU wait. A forward "
+        "that computes nothing and a step, in processor time, the least of "
         f"{found['rounds']} rounds, as multiples of torch's `AdamW(foreach=True)`.",
         "",
         "| parameters | torch (µs) | AdamW, attached | weightcast.AdamW, lazy | in step |",
