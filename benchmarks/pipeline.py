@@ -38,7 +38,7 @@ import weightcast
 from weightcast.pipeline import AsyncPipeline
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json, write_atomically
-from weightcast_lab.report.tables import fill_document, markdown_rows
+from weightcast_lab.report.markdown import fill_document, markdown_rows
 
 NAME = "benchmarks/results/pipeline.json"
 ON_PAPER = (2, 4, 8)

@@ -15,6 +15,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+LIGHT = re.compile(r"!\[([^\]]*)\]\(([^)]+)-light\.svg\)(\{[^}]*\})?")
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -22,9 +23,10 @@ def on_files(files: Files, config: Any) -> Files:
     """Add what lies outside docs."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
-    for path in (ROOT / "results").rglob("*.png"):
-        name = path.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+    for path in (ROOT / "results").rglob("*"):
+        if path.suffix in (".png", ".svg"):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
@@ -33,7 +35,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = markdown.replace("](../results/", "](results/").replace("](docs/", "](")
     for name, page in PAGES.items():
         markdown = markdown.replace(f"](../{name}", f"]({page}")
-    return markdown
+    return LIGHT.sub(_both, markdown)
+
+
+def _both(found: re.Match[str]) -> str:
+    """A picture that is drawn light and dark; the theme shows the one that suits it."""
+    text, path, classes = found.groups()
+    return "".join(
+        f"![{text}]({path}-{scheme}.svg#only-{scheme}){classes or ''}"
+        for scheme in ("light", "dark")
+    )
 
 
 def on_page_content(content: str, **_: Any) -> str:

@@ -776,3 +776,23 @@ def test_an_evaluation_that_was_interrupted_is_over(kind: dict) -> None:
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:weight prediction has done nothing so far")
+def test_a_parameter_that_is_replaced_brings_no_new_gradient() -> None:
+    """What is left of the others' gradients is theirs of before: nobody trains by other means."""
+    model = Recorder()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    backward(model)
+    weightcast.attach(model, optimizer, steps=1)
+    optimizer.step()  # by the gradient of a forward from before
+    old = model.first.weight
+    new = torch.nn.Parameter(old.detach().clone())
+    params = optimizer.param_groups[0]["params"]
+    params[next(n for n, p in enumerate(params) if p is old)] = new
+    optimizer.state[new] = optimizer.state.pop(old)
+    model.first.weight = new
+    optimizer.step()
+    theta = weights(model)
+    model(data(model))
+    assert not same(model.seen[-1], theta)

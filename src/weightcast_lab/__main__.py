@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LAB = (
-    *("filelock", "matplotlib", "numpy", "PIL", "pooch", "rich", "scipy", "sklearn"),
+    *("filelock", "jinja2", "matplotlib", "numpy", "PIL", "pooch", "rich", "scipy", "sklearn"),
     *("torchvision", "typer"),
 )
 """What the extra `lab` installs, by the names to import."""

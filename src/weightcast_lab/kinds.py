@@ -1,66 +1,92 @@
-"""All files of a report."""
+"""The kinds of experiments, and the files of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import RenderableType
 
-from weightcast_lab.compare.figure import draw
-from weightcast_lab.compare.page import html_page
-from weightcast_lab.compare.summary import summarize
-from weightcast_lab.compare.tables import csv_table, markdown_report, markdown_table
-from weightcast_lab.compare.tables import terminal_report as comparison_in_terminal
+from weightcast_lab.compare.report import report as comparison
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import write_atomically
-from weightcast_lab.foresight import report as foresight_report
-from weightcast_lab.paper import tables as paper_tables
-from weightcast_lab.paper.comparison import comparisons, figures
-from weightcast_lab.paper.page import paper_page
-from weightcast_lab.report.drawing import LIGHT, draw_panels, to_image
-from weightcast_lab.report.tables import fill_document
+from weightcast_lab.foresight.report import report as foresight
+from weightcast_lab.paper.report import report as reproduction
+from weightcast_lab.report.blocks import Figure, Report
+from weightcast_lab.report.drawing import DARK, LIGHT, to_image
+from weightcast_lab.report.markdown import fill_document, markdown
+from weightcast_lab.report.page import page
+from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import Results
-from weightcast_lab.study import tables as study_tables
-from weightcast_lab.study.brief import brief
-from weightcast_lab.study.figures import study_figures
-from weightcast_lab.study.page import study_page
-from weightcast_lab.trials import report as trials_report
+from weightcast_lab.study.brief import brief as study_in_brief
+from weightcast_lab.study.report import report as study
+from weightcast_lab.trials.report import report as trials
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How experiments of one kind are shown.
+    """A kind of experiments.
 
-    `mark` is a key that these experiments have; `markdown` the tables with what one must know to
-    read them, and `table` without it where that is wanted; `files` a report's, by name.
+    Attributes:
+        mark: A key that these experiments have.
+        report: From experiments to all that there is to show of them.
+        brief: The one small table that says most, if there is one.
     """
 
     mark: str
-    terminal: Callable[[Sequence[Results]], RenderableType]
-    markdown: Callable[[Sequence[Results]], str]
-    files: Callable[[Sequence[Results]], dict[str, bytes]]
-    table: Callable[[Sequence[Results]], str] | None = None
-    brief: Callable[[Sequence[Results]], str] | None = None
-    latex: Callable[[Sequence[Results]], str] | None = None
+    report: Callable[[Sequence[Results]], Report]
+    brief: Callable[[Sequence[Results]], Report] | None = None
 
 
-def write_report(experiments: Sequence[Results], folder: Path) -> list[Path]:
+KINDS = (
+    Kind("network", reproduction),
+    Kind("varied", foresight),
+    Kind("trial", trials),
+    Kind("variant_of", study, study_in_brief),
+    Kind("title", comparison),
+)
+"""All kinds, in the order in which they are told apart: a comparison has a title and no more."""
+
+
+def _kind(experiments: Sequence[Results]) -> Kind:
+    return next(kind for kind in KINDS if kind.mark in experiments[0])
+
+
+def report_of(experiments: Sequence[Results]) -> Report:
+    """All that there is to show of them."""
+    return _kind(experiments).report(experiments)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
     """Draw tables, pictures and a page into the folder.
 
     Raises:
         LabError: they cannot be written.
     """
-    contents = _kind(experiments).files(experiments)
-    for name, content in contents.items():
+    written = []
+    for name, content in _files(report):
         write_atomically(folder / name, content)
-    return [folder / name for name in contents]
+        written.append(folder / name)
+    return written
+
+
+def _files(report: Report) -> Iterator[tuple[str, bytes]]:
+    yield "report.html", page(report).encode()
+    name = "table.md" if report.is_one_table else "tables.md"
+    yield name, markdown(report, notes=False).encode()
+    for name, text in report.files.items():
+        yield name, text.encode()
+    for block in report.blocks:
+        if isinstance(block, Figure):
+            yield f"{block.key}.png", to_image(block.draw(LIGHT, 2), "png")
+            for theme, name in ((LIGHT, "light"), (DARK, "dark")):  # for pages that have both
+                yield f"{block.key}-{name}.svg", to_image(block.draw(theme, 2), "svg")
 
 
 def terminal_report(experiments: Sequence[Results]) -> RenderableType:
     """What the command prints."""
-    return _kind(experiments).terminal(experiments)
+    return terminal(report_of(experiments))
 
 
 def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = False) -> str:
@@ -71,10 +97,10 @@ def in_markdown(experiments: Sequence[Results], *, notes: bool, brief: bool = Fa
     """
     kind = _kind(experiments)
     if not brief:
-        return (kind.markdown if notes or kind.table is None else kind.table)(experiments)
+        return markdown(kind.report(experiments), notes=notes)
     if kind.brief is None:
         raise LabError("--brief is for a study: all others are brief as they are.")
-    return kind.brief(experiments)
+    return markdown(kind.brief(experiments))
 
 
 def in_latex(experiments: Sequence[Results]) -> str:
@@ -83,10 +109,10 @@ def in_latex(experiments: Sequence[Results]) -> str:
     Raises:
         LabError: it is something else.
     """
-    latex = _kind(experiments).latex
-    if latex is None:
+    latex = report_of(experiments).latex
+    if not latex:
         raise LabError("--latex is for a reproduction: all others have --markdown.")
-    return latex(experiments)
+    return latex
 
 
 def insert(
@@ -98,83 +124,3 @@ def insert(
         LabError: the document cannot be read or written, or has no such block.
     """
     fill_document(document, name, in_markdown(experiments, notes=True, brief=brief))
-
-
-def _comparison_files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    results = experiments[0]
-    summary = summarize(results)
-    return {
-        "report.html": html_page(results, summary).encode(),
-        "curves.png": to_image(draw(results, summary.rows, LIGHT, columns=2), "png"),
-        "table.md": markdown_table(summary).encode(),
-        "table.csv": csv_table(summary).encode(),
-    }
-
-
-def _reproduction_files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    contents = {"report.html": paper_page(experiments).encode()}
-    contents["tables.md"] = paper_tables.markdown(experiments).encode()
-    for table in comparisons(experiments):
-        contents[f"{table.key}.tex"] = paper_tables.latex(table).encode()
-        contents[f"{table.key}.csv"] = paper_tables.csv_text(table).encode()
-    for figure in figures(experiments):
-        for form in ("png", "svg"):
-            drawn = draw_panels(figure.labelled, figure.column, LIGHT, columns=2)
-            contents[f"{figure.key}.{form}"] = to_image(drawn, form)
-    return contents
-
-
-def _study_files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    contents = {
-        "report.html": study_page(experiments).encode(),
-        "tables.md": study_tables.markdown(experiments).encode(),
-        "table.csv": study_tables.csv_text(experiments).encode(),
-    }
-    for figure in study_figures(experiments):
-        contents[f"{figure.key}.png"] = to_image(figure.draw(LIGHT, 2), "png")
-    return contents
-
-
-def _foresight_files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    drawn = foresight_report.draw(experiments, LIGHT, 2)
-    return {
-        "foresight.png": to_image(drawn, "png"),
-        "tables.md": foresight_report.markdown(experiments).encode(),
-    }
-
-
-KINDS = (
-    Kind(
-        "network",
-        paper_tables.terminal,
-        paper_tables.markdown,
-        _reproduction_files,
-        latex=lambda experiments: "\n".join(map(paper_tables.latex, comparisons(experiments))),
-    ),
-    Kind(
-        "varied",
-        foresight_report.terminal,
-        foresight_report.markdown,
-        _foresight_files,
-    ),
-    Kind("trial", trials_report.terminal, trials_report.markdown, trials_report.files),
-    Kind(
-        "variant_of",
-        study_tables.terminal,
-        study_tables.markdown,
-        _study_files,
-        brief=brief,
-    ),
-    Kind(
-        "title",
-        lambda experiments: comparison_in_terminal(summarize(experiments[0])),
-        lambda experiments: markdown_report(summarize(experiments[0])),
-        _comparison_files,
-        table=lambda experiments: markdown_table(summarize(experiments[0])),
-    ),
-)
-"""In the order in which they are told apart: all have a title, and a comparison has no more."""
-
-
-def _kind(experiments: Sequence[Results]) -> Kind:
-    return next(kind for kind in KINDS if kind.mark in experiments[0])

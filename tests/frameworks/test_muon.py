@@ -132,3 +132,29 @@ def sharded(rank: int, _: str) -> None:
 def test_two_processes_equal_algorithm_1(tmp_path: Path) -> None:
     """R25: under DDP, and with FSDP2's DTensors."""
     spawn(2, tmp_path, (data_parallel, ""), (sharded, ""))
+
+
+def test_what_is_observed_is_the_orthogonalised_momentum() -> None:
+    """So a rule that computes it again would say the same, only later."""
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4, bias=False)
+    muon = torch.optim.Muon(
+        model.parameters(), lr=0.05, nesterov=False, adjust_lr_fn="match_rms_adamw"
+    )
+    prediction = weightcast.attach(model, muon, steps=3)
+    for _ in range(3):
+        muon.zero_grad()
+        model(torch.randn(5, 6)).square().mean().backward()
+        muon.step()
+    momentum = muon.state[model.weight]["momentum_buffer"]
+    group = muon.param_groups[0]
+    settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    update = _zeropower_via_newtonschulz(momentum, *settings).float()
+    ((_, delta),) = prediction.displacements()
+    decayed = 0.05 * group["weight_decay"] / (1 - 0.05 * group["weight_decay"])
+    expected = 0.05 * 0.2 * 6**0.5 * update
+    # observed displacements include decoupled weight decay
+    expected = expected + decayed * (model.weight.detach() + expected)
+    torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-6)

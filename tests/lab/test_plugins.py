@@ -13,26 +13,26 @@ from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import resolved
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.jobs import Settings
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import DataSource, make_task, parse_options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SETTINGS = Settings("line", DataSource(), 0.01, 4, 3, "cpu")
-SPIRALS, LION = f"{EXAMPLES}/own_task.py:Spirals", f"{EXAMPLES}/own_optimizer.py:Lion"
+RECIPE = Recipe("line", 0.01, 4, 3)
+TEACHER, LION = f"{EXAMPLES}/own_task.py:Teacher", f"{EXAMPLES}/own_optimizer.py:Lion"
 
 
 def test_a_task_and_an_optimizer_of_ones_own_are_compared(weightcast, tmp_path, monkeypatch):
     """In worker processes, from paths relative to where the command was typed."""
     monkeypatch.chdir(EXAMPLES.parent)
-    words = ["--task", "examples/own_task.py:Spirals", "--set", "turns=1"]
+    words = ["--task", "examples/own_task.py:Teacher", "--set", "width=8"]
     words += ["--optimizer", "examples/own_optimizer.py:Lion", "--baseline", "none", "--steps", 1]
     words += ["--lr", 0.001, "--lr", "Lion-s1=0.002", "--seeds", 1, "--epochs", 2, "--jobs", 1]
     done = weightcast("compare", *words, "--out", tmp_path)
     assert done.code == 0, done.err
-    assert "Two spirals" in done.out
+    assert "another network" in done.out
     assert "Lion s=1, lr 0.002" in done.out
     (experiment,) = json.loads((tmp_path / "results.json").read_text())["experiments"]
-    assert experiment["configuration"]["task"] == experiment["key"] == "Spirals"
+    assert experiment["configuration"]["task"] == experiment["key"] == "Teacher"
     assert [m["optimizer"] for m in experiment["methods"]] == ["Lion", "Lion"]
     assert str(EXAMPLES.parent) not in (tmp_path / "results.json").read_text()
     assert sorted(finished_in(tmp_path)) == ["Lion-s1-lr0.002/seed-0", "Lion/seed-0"]
@@ -42,7 +42,7 @@ def test_a_changed_file_does_not_pass_for_the_old_one(weightcast, tmp_path):
     """The runs of an optimizer are computed again; a task is all runs' and wants another folder."""
     for name in ("own_task.py", "own_optimizer.py"):
         (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
-    words = ["--task", f"{tmp_path}/own_task.py:Spirals", "--baseline", "sgd", "--steps", 1]
+    words = ["--task", f"{tmp_path}/own_task.py:Teacher", "--baseline", "sgd", "--steps", 1]
     words += ["--optimizer", f"{tmp_path}/own_optimizer.py:Lion", "--seeds", 1, "--epochs", 1]
     words += ["--jobs", 1, "--out", tmp_path / "out"]
     assert weightcast("compare", *words).code == 0
@@ -65,10 +65,10 @@ def test_a_changed_file_does_not_pass_for_the_old_one(weightcast, tmp_path):
 
 
 def test_its_options_are_those_of_its_function():
-    assert parse_options(SPIRALS, ["turns=3"]) == {"turns": 3.0}
-    assert make_task(SPIRALS, DataSource(), turns=3.0).facts["turns"] == 3.0
-    with pytest.raises(LabError, match="did you mean 'turns'"):
-        parse_options(SPIRALS, ["turn=3"])
+    assert parse_options(TEACHER, ["width=8"]) == {"width": 8}
+    assert make_task(TEACHER, DataSource(), width=8).facts["width"] == 8
+    with pytest.raises(LabError, match="did you mean 'width'"):
+        parse_options(TEACHER, ["widt=8"])
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ class Facts(LineTask):
 @pytest.mark.parametrize("facts", [{"shape": (3, 4)}, {"by": {1: "one"}}])
 def test_facts_are_compared_as_they_were_written(tmp_path, facts):
     for _ in range(2):
-        opened = open_experiment("line", SETTINGS, (), (), tmp_path, Facts(**facts))
+        opened = open_experiment("line", RECIPE, (), (), tmp_path, Facts(**facts))
     assert opened.configuration == json.loads(json.dumps(opened.configuration))
 
 
 def test_facts_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(LabError, match="facts of 'A line' must be numbers, texts and lists"):
-        open_experiment("line", SETTINGS, (), (), tmp_path, Facts(size=object()))
+        open_experiment("line", RECIPE, (), (), tmp_path, Facts(size=object()))
     assert not list(tmp_path.iterdir())

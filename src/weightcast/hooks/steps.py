@@ -97,13 +97,9 @@ class Steps:
         """Whether there was a backward since the last step; looks, in the very first steps."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
-        before = self._marks
+        before = {id(reference()): version for reference, version in self._marks}
         self._marks = [(weakref.ref(grad), grad._version) for grad in grads]
-        is_same = len(before) == len(grads) and all(
-            ref() is grad and version == grad._version
-            for (ref, version), grad in zip(before, grads, strict=True)
-        )
-        return not is_same and any(bool(grad.any()) for grad in grads if not grad.is_sparse)
+        return any(before.get(id(g)) != g._version and _is_anywhere(g) for g in grads)
 
     def _is_outermost(self) -> bool:
         """Whether the step that begins now is within no other."""
@@ -114,6 +110,10 @@ class Steps:
             if frame.f_code is _STEP:
                 count += id(frame.f_locals["args"][0]) in optimizers
         return count == 1
+
+
+def _is_anywhere(grad: Tensor) -> bool:
+    return not grad.is_sparse and bool(grad.any())
 
 
 def _hooks_of(optimizer: Optimizer) -> Any:

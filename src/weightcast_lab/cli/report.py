@@ -73,15 +73,16 @@ def report(
 
 def show(path: Path, folder: Path, as_json: bool = False) -> None:
     """Draw everything into the folder, and print the tables of a results file, or the file."""
-    from weightcast_lab.kinds import terminal_report, write_report
+    from weightcast_lab.kinds import report_of, write_report
+    from weightcast_lab.report.terminal import terminal
     from weightcast_lab.results.loading import load_results
 
-    experiments = load_results(path)
-    files = write_report(experiments, folder)
+    report = report_of(load_results(path))
+    files = write_report(report, folder)
     if as_json:
         typer.echo(path.read_text("utf-8"), nl=False)
         return
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(terminal_report(experiments))
+    console.print(terminal(report))
     for file in files:
         console.print(escape(str(file)), style="dim", soft_wrap=True)

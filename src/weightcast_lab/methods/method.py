@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,7 +32,7 @@ PARTS = ("", "matrices", "rest")
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """For every optimizer that takes them; None leaves the optimizer's default.
+    """What every optimizer is given that takes it; None leaves the optimizer's default.
 
     Raises:
         LabError: a value is not possible.
@@ -44,14 +45,16 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise LabError(f"Betas {self.betas} are not possible: each must be in [0, 1).")
+            first, second = map(exact, self.betas)
+            raise LabError(f"β₁ and β₂ must be in [0, 1), got {first} and {second}.")
         for name in ("eps", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise LabError(f"{name} {value:g} is not possible: it must be 0 or more.")
+                said = name.replace("_", " ")
+                raise LabError(f"{said} must be 0 or more and finite, got {value:g}.")
 
     def taken_by(self, constructor: Callable[..., Optimizer]) -> dict[str, Any]:
-        """Those that are set and that the optimizer has."""
+        """The hyperparameters that are set and that the optimizer has."""
         known = inspect.signature(constructor).parameters
         return {name: v for name, v in vars(self).items() if v is not None and name in known}
 
@@ -67,7 +70,7 @@ def exact(value: float) -> str:
 
 @cache  # a study makes each of its methods thousands of times
 def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
-    """Of the optimizer's constructor."""
+    """The parameters of the optimizer's constructor."""
     _, constructor = optimizer_named(optimizer)
     return inspect.signature(constructor).parameters
 
@@ -110,7 +113,7 @@ class Method:
             try:
                 checked_steps(self.steps, "steps", self.decaying)
             except ValueError as error:
-                raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
+                raise LabError(f"--steps {self.steps:g}: {error}") from None
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
         if self.beta1 is not None:
@@ -131,6 +134,26 @@ class Method:
         decaying = "-decaying" if self.decaying else ""
         return f"{name}-s{exact(self.steps)}{unit}{decaying}{part}"
 
+    @classmethod
+    def parse(cls, name: str) -> Method:
+        """The method of such a name or key, if its optimizer is one that the laboratory knows.
+
+        Raises:
+            LabError: it is not the name of a method.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise LabError(f"{name!r} is no method: write it like adamw-b0.99-s0.5D.")
+        return cls(
+            found["optimizer"],
+            None if found["steps"] is None else float(found["steps"]),
+            None if found["rate"] is None else float(found["rate"]),
+            decaying=found["decaying"] is not None,
+            beta1=None if found["beta1"] is None else float(found["beta1"]),
+            in_delays=found["unit"] is not None,
+            part=found["part"] or "",
+        )
+
     @property
     def key(self) -> str:
         """A name for files: `adamw`, `adamw-s3`, `adamw-s3-lr0.01`."""
@@ -142,7 +165,8 @@ class Method:
         """A name for people: `AdamW`, `AdamW s=3`, `AdamW s=3, lr 0.01`."""
         label, _ = optimizer_named(self.optimizer)
         if self.beta1 is not None:
-            label += f" β₁={exact(self.beta1)}"
+            symbol = "β" if self.optimizer.startswith("smooth") else "β₁"
+            label += f" {symbol}={exact(self.beta1)}"
         if self.steps is not None:
             steps = "∞" if math.isinf(self.steps) else exact(self.steps).replace("-", "−")
             if self.in_delays:
@@ -226,6 +250,19 @@ class Method:
         return kept / sum(p.nbytes for p in weights)
 
 
+_NUMBER = r"-?(?:inf|[\d.]+(?:e[+-]\d+)?)"
+_NAME = re.compile(
+    rf"(?P<optimizer>\w+)(?:-b(?P<beta1>{_NUMBER}))?"
+    rf"(?:-s(?P<steps>{_NUMBER})(?P<unit>D)?(?P<decaying>-decaying)?(?:-(?P<part>matrices|rest))?)?"
+    rf"(?:-lr(?P<rate>{_NUMBER}))?"
+)
+
+
+def methods_named(names: str) -> tuple[Method, ...]:
+    """The methods in `adamw adamw-s1 nadamw`."""
+    return tuple(map(Method.parse, names.split()))
+
+
 def _tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -244,7 +281,7 @@ def check_learning_rate(value: float) -> None:
         LabError: it is not positive and finite.
     """
     if not 0 < value < math.inf:
-        raise LabError(f"--lr {value:g} is not possible: it must be positive and finite.")
+        raise LabError(f"--lr must be positive and finite, got {value:g}.")
 
 
 def check_installed(methods: Iterable[Method]) -> None:

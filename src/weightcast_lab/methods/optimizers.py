@@ -147,6 +147,17 @@ def _soap(
     return made
 
 
+def _smooth(inner: str, **settings: Any) -> Callable[..., Optimizer]:
+    """The long form over another optimizer; `momentum` is β of the slow average."""
+
+    def make(params: Iterable[Tensor], lr: float, momentum: float = 0.99) -> Optimizer:
+        smooth = importlib.import_module("weightcast_lab.methods.smooth").Smooth
+        made: Optimizer = smooth(OPTIMIZERS[inner][1](params, lr=lr, **settings), momentum)
+        return made
+
+    return make
+
+
 # name -> (label, constructor that takes parameters and lr); all else is torch's default, unless
 # `Hyperparameters` says otherwise.
 # NAdamW decays as AdamW does by default, so that the two differ in the look-ahead only.
@@ -189,6 +200,10 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
         )
         for ahead in (1, 3, 8)
     },
+    "smooth_adamw": ("Smooth AdamW", _smooth("adamw")),
+    "smooth_adamw8": ("Smooth AdamW, inner β₁ 0.8", _smooth("adamw", betas=(0.8, 0.999))),
+    "smooth_nadamw_mu": ("Smooth NAdamW, constant μ", _smooth("nadamw_mu")),
+    "smooth_muon_nesterov": ("Smooth Muon Nesterov", _smooth("muon_nesterov")),
     "schedule_free": ("Schedule-free AdamW", _schedule_free),
     "lookahead": ("Lookahead AdamW", _lookahead),
 }
@@ -201,12 +216,13 @@ PACKAGES = {
     "muon_inside1": "pytorch_optimizer",
     "muon_inside3": "pytorch_optimizer",
     "muon_inside8": "pytorch_optimizer",
+    "smooth_muon_nesterov": "pytorch_optimizer",
     "adabelief": "pytorch_optimizer",
     "soap": "pytorch_optimizer",
     "lookahead": "pytorch_optimizer",
     "schedule_free": "schedulefree",
 }
-"""Where those come from that torch lacks."""
+"""The packages of the optimizers that torch lacks."""
 
 PLAIN_ONLY = ("schedule_free", "lookahead")
 """They move the weights to places of their own, so that a forecast has no meaning."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.statistics import steps_to_target
 
 LOSS_DECIMALS = 4
 
 
-def finished(results: Results, key: str) -> dict[int, Run]:
+def finished(results: Results, key: str) -> dict[int, StoredRun]:
     """The runs of a method that came to their end, by seed."""
     runs = {run["seed"]: run for run in results["runs"] if run["method"] == key}
     return {
@@ -21,7 +21,7 @@ def finished(results: Results, key: str) -> dict[int, Run]:
     }
 
 
-def pairs(results: Results, key: str, reference: str) -> list[tuple[Run, Run]]:
+def pairs(results: Results, key: str, reference: str) -> list[tuple[StoredRun, StoredRun]]:
     """The finished runs of two methods, seed by seed.
 
     The seeds share initial weights and batches, so what they have in common cancels; but only in
@@ -32,7 +32,7 @@ def pairs(results: Results, key: str, reference: str) -> list[tuple[Run, Run]]:
     return [(run, other) for run, other in both if run["environment"] == other["environment"]]
 
 
-def measure(run: Run, higher_is_better: bool) -> dict[str, float]:
+def measure(run: StoredRun, higher_is_better: bool) -> dict[str, float]:
     """What a finished run has come to, by key of quantity."""
     losses, metrics = run["history"]["validation_loss"], run["history"]["metric"]
     return {
@@ -44,7 +44,7 @@ def measure(run: Run, higher_is_better: bool) -> dict[str, float]:
     }
 
 
-def steps_ratio(run: Run, reference: Run) -> float | None:
+def steps_ratio(run: StoredRun, reference: StoredRun) -> float | None:
     """Steps to the reference's final loss, as a share of the reference's steps."""
     target = reference["history"]["validation_loss"][-1]
     steps = steps_to_target(run["history"]["step"], run["history"]["validation_loss"], target)

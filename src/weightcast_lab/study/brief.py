@@ -6,14 +6,15 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from weightcast_lab.report.tables import NOTHING, Cell, markdown_rows, marked, number
+from weightcast_lab.report.blocks import Block, Cell, Report, Table
+from weightcast_lab.report.tables import NOTHING, number
 from weightcast_lab.results.loading import Results
 from weightcast_lab.results.measures import computed_on
 from weightcast_lab.results.statistics import MedianInterval
 from weightcast_lab.study.answers import Answer, AnswerRow, answers, asked, heaviest
+from weightcast_lab.study.notes import about_edges, about_nadamw
 from weightcast_lab.study.pairs import series_of
 from weightcast_lab.study.questions import AT_EVERY_DELAY
-from weightcast_lab.study.tables import about_edges, about_nadamw
 from weightcast_lab.study.text import counts, effect_text, median_text, overall_text, without_text
 from weightcast_lab.study.workload_rows import workload_rows
 from weightcast_lab.study.workloads import DELAYS
@@ -22,8 +23,8 @@ IN_BRIEF = ("adamw", "look-ahead", "control")
 """The questions of the one table that says most: one family."""
 
 
-def brief(experiments: Sequence[Results]) -> str:
-    """AdamW, its forecasts and NAdamW over all workloads, in one small Markdown table.
+def brief(experiments: Sequence[Results]) -> Report:
+    """AdamW, its forecasts and NAdamW over all workloads, in one small table.
 
     Of a study of delay: each of its questions in one.
     """
@@ -50,7 +51,12 @@ def brief(experiments: Sequence[Results]) -> str:
                 (overall_text(row) + problem, row.overall.verdict),
                 *_rest(answer, row, left_out),
                 (f"{counts(row)} of {len(row.effects)}", ""),
-                (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
+                (
+                    median_text(
+                        median_of_medians([one.steps for one in own if one.steps is not None])
+                    ),
+                    "",
+                ),
                 (NOTHING if not costs else number(statistics.median(costs), 2), ""),
             ]
         )
@@ -68,7 +74,11 @@ def brief(experiments: Sequence[Results]) -> str:
         *about_nadamw(experiments),
         *about_edges(experiments),
     ]
-    return markdown_rows(header, marked(cells)) + "\n" + "".join(f"- {note}\n" for note in notes)
+    return _report([Table("", header, cells)], notes)
+
+
+def _report(tables: list[Block], notes: list[str]) -> Report:
+    return Report("study", "In brief", (), tables, notes, "", {})
 
 
 _BRIEF_DESIGN = (
@@ -91,11 +101,11 @@ def _about_rest(left_out: str | None) -> str:
     return "" if left_out is None else f" {left_out}, is the task that moves the means most."
 
 
-def _brief_delays(experiments: Sequence[Results]) -> str:
+def _brief_delays(experiments: Sequence[Results]) -> Report:
     """Every question about delay: methods against delays, each cell a mean over the tasks."""
     found = answers(experiments)
     left_out = heaviest(found)
-    parts = []
+    tables: list[Block] = []
     for question in AT_EVERY_DELAY:
         own = {d: a for d in DELAYS for a in asked(found, question.at(d).key)}
         rows: dict[str, dict[int, Cell]] = {}
@@ -114,11 +124,9 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
             [(label, ""), *(cells.get(delay, (NOTHING, "")) for delay in own)]
             for label, cells in rows.items()
         ]
-        parts += [
-            f"**{question.text}** Change to {question.reference_label} in %\n\n",
-            markdown_rows(["Method", *(f"D = {delay}" for delay in own)], marked(cells)),
-            "\n",
-        ]
+        header = ["Method", *(f"D = {delay}" for delay in own)]
+        lead = f"Change to {question.reference_label} in %"
+        tables.append(Table(question.text, header, cells, lead=lead))
     names = "; ".join(dict.fromkeys(map(series_of, experiments)))
     seeds = min(len(e["seeds"]) for e in experiments)
     notes = [
@@ -131,10 +139,10 @@ def _brief_delays(experiments: Sequence[Results]) -> str:
         *about_nadamw(experiments),
         *about_edges(experiments),
     ]
-    return "".join([*parts, *(f"- {note}\n" for note in notes)])
+    return _report(tables, notes)
 
 
-def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
+def median_of_medians(found: Sequence[MedianInterval]) -> MedianInterval | None:
     """The median of medians, with the lowest and the highest; never counts as highest."""
     medians = sorted(math.inf if one.median is None else one.median for one in found)
     if not medians:

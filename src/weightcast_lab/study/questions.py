@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from weightcast_lab.methods.method import Method
 from weightcast_lab.methods.optimizers import OPTIMIZERS
-from weightcast_lab.study.studies import ADAMW, HEAVY, STUDIES, ahead_of, family, plain_and_heavy
+from weightcast_lab.study.studies import HEAVY, STUDIES
 from weightcast_lab.study.workloads import DELAYS
-
-
-def _predicted(name: str) -> tuple[str, ...]:
-    return tuple(method.name for method in family(name)[1:])
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Question:
 
     @property
     def reference_label(self) -> str:
-        """Of what is compared with."""
+        """The label of what is compared with."""
         return UNDELAYED_LABEL if self.reference == UNDELAYED else METHODS[self.reference].label
 
     def at(self, delay: int) -> Question:
@@ -96,7 +90,7 @@ QUESTIONS = (
             f"{name}-nesterov",
             f"Is a forecast of {OPTIMIZERS[name][0]} more than its own Nesterov form?",
             nesterov,
-            _predicted(name),
+            (f"{name}-s1", f"{name}-s3"),
         )
         for name, nesterov in (("sgd", "nesterov"), ("muon", "muon_nesterov"))
     ),
@@ -116,7 +110,7 @@ VARIANTS = Question(
     "variants",
     "Does it depend on β₁, β₂ or the batch size?",
     "adamw",
-    tuple(m.name for m in STUDIES["betas"].methods if m != ADAMW),
+    tuple(m.name for m in STUDIES["betas"].methods if m.name != "adamw"),
 )
 """Asked of one workload and its variants."""
 
@@ -130,13 +124,20 @@ UNTUNED = Question(
 """Asked of the search's runs at the rate that was chosen for AdamW."""
 
 
-def _names(methods: Iterable[Method]) -> tuple[str, ...]:
-    return tuple(method.name for method in methods)
+def _either(*names: str) -> tuple[str, ...]:
+    """Each with the usual momentum, and with heavy momentum."""
+    parts = [name.partition("-") for name in names]
+    return tuple(
+        f"{optimizer}{momentum}{dash}{rest}"
+        for optimizer, dash, rest in parts
+        for momentum in ("", f"-b{HEAVY}")
+    )
 
 
 def _all_ahead(optimizer: str) -> tuple[str, ...]:
     """An optimizer's forecasts under delay, however far."""
-    return _names(m for m in STUDIES["delay"].methods if m.optimizer == optimizer and m.in_delays)
+    methods = STUDIES["delay"].methods
+    return tuple(m.name for m in methods if m.optimizer == optimizer and m.in_delays)
 
 
 AT_EVERY_DELAY = (
@@ -144,7 +145,7 @@ AT_EVERY_DELAY = (
         "delay-restored",
         "D steps late: what does it cost, and what restores it?",
         UNDELAYED,
-        _names((*plain_and_heavy("adamw", "nadamw"), *ahead_of("adamw", "nadamw"))),
+        _either("adamw", "nadamw", "adamw-s1D", "nadamw-s1D"),
     ),
     Question(
         "delay-adamw",
@@ -183,20 +184,15 @@ AT_EVERY_DELAY = (
 DELAY_QUESTIONS = tuple(q.at(delay) for delay in DELAYS if delay for q in AT_EVERY_DELAY)
 
 
-AGAINST_DELAY = tuple(
-    (key, whose, _names((*plain_and_heavy(*plain), *forecasts)))
-    for key, whose, plain, forecasts in (
+AGAINST_DELAY = (
+    ("delay", "AdamW and NAdamW", _either("adamw", "nadamw", "adamw-s0.5D", "adamw-s1D")),
+    *(
         (
-            *("delay", "AdamW and NAdamW", ("adamw", "nadamw")),
-            (*ahead_of("adamw", delays=0.5), *ahead_of("adamw")),
-        ),
-        *(
-            (
-                *(f"delay-{name}", f"{OPTIMIZERS[name][0]} and its forecasts", (name,)),
-                (*ahead_of(name, delays=0.5), *ahead_of(name), *ahead_of(name, decaying=True)),
-            )
-            for name in ("nadamw", "sgd")
-        ),
-    )
+            f"delay-{name}",
+            f"{OPTIMIZERS[name][0]} and its forecasts",
+            _either(name, f"{name}-s0.5D", f"{name}-s1D", f"{name}-s1D-decaying"),
+        )
+        for name in ("nadamw", "sgd")
+    ),
 )
 """Figures of the final loss against the delay: file, whose, and the methods that are its lines."""

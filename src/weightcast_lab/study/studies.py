@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from weightcast_lab.errors import LabError, unknown_name
-from weightcast_lab.methods.method import Method
-from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS, Workload
+from weightcast_lab.methods.method import Method, methods_named
+from weightcast_lab.running.recipe import Recipe
+from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS
 
 SCALES = {
     "adamw": 1.0,
@@ -43,16 +43,16 @@ class Design:
     search_seeds: tuple[int, ...] = (100, 101)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
-    def rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
+    def rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
         """The learning rates of the grid: the same for a method plain and predicted."""
         return self._rates(workload, method, self.multiples)
 
-    def further_rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
-        """Those beyond it."""
+    def further_rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
+        """The learning rates beyond the grid."""
         return self._rates(workload, method, self.further)
 
     def _rates(
-        self, workload: Workload, method: Method, multiples: tuple[float, ...]
+        self, workload: Recipe, method: Method, multiples: tuple[float, ...]
     ) -> tuple[float, ...]:
         if method.optimizer in SGD:
             # its step is that of its momentum: 1 / (1 - μ) gradients
@@ -64,12 +64,12 @@ class Design:
 
     @property
     def search_runs(self) -> int:
-        """Of every method on every workload, to choose its learning rate within the grid."""
+        """How many runs choose the learning rate of a method on a workload within the grid."""
         return len(self.multiples) * len(self.search_seeds)
 
     @property
     def runs(self) -> int:
-        """Of every method on every workload, if its best rate is not at an edge of the grid."""
+        """How many runs a method has on a workload whose best rate is at no edge of the grid."""
         return self.search_runs + len(self.seeds)
 
 
@@ -84,12 +84,12 @@ class Study:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """Of all rounds."""
+        """The methods of all rounds."""
         return tuple(method for one in self.rounds for method in one)
 
     @property
     def runs(self) -> int:
-        """Of all methods on all workloads."""
+        """How many runs all methods have on all workloads."""
         cells = sum(WORKLOADS[key].takes(m) for key in self.workloads for m in self.methods)
         return cells * self.design.runs
 
@@ -103,88 +103,57 @@ class Round:
     methods: tuple[Method, ...]
 
 
-def _adamw(*steps: float) -> tuple[Method, ...]:
-    return tuple(Method("adamw", s) for s in steps)
-
-
-def family(name: str) -> tuple[Method, ...]:
-    """An optimizer, plain and predicted."""
-    return (Method(name), Method(name, 1.0), Method(name, 3.0))
-
-
-def plain_and_heavy(*optimizers: str) -> tuple[Method, ...]:
-    """With the usual momentum, and with heavy momentum."""
-    return tuple(Method(name, beta1=beta1) for name in optimizers for beta1 in (None, HEAVY))
-
-
-def ahead_of(*optimizers: str, delays: float = 1.0, decaying: bool = False) -> tuple[Method, ...]:
-    """Predicted so many delays ahead, with either momentum."""
-    return tuple(
-        replace(method, steps=delays, decaying=decaying, in_delays=True)
-        for method in plain_and_heavy(*optimizers)
-    )
-
-
 HEAVY = 0.99
 """The momentum of Ajanthan et al. (ICML 2025) for late gradients; else it is 0.9."""
 
-ADAMW, NADAMW = Method("adamw"), Method("nadamw")
+
+def _rounds(*names: str) -> tuple[tuple[Method, ...], ...]:
+    return tuple(map(methods_named, names))
+
 
 STUDIES = {
     "core": Study(
         "AdamW predicted so many steps ahead, its controls, and NAdamW",
         SIX,
-        (
-            (ADAMW, *_adamw(1.0, 3.0), NADAMW),
-            _adamw(0.5, 2.0, 5.0, 8.0),
-            (
-                Method("adamw", 3.0, decaying=True),
-                Method("adamw", math.inf, decaying=True),
-                Method("adamw", -1.0),
-                Method("nadamw", 1.0),
-            ),
+        _rounds(
+            "adamw adamw-s1 adamw-s3 nadamw",
+            "adamw-s0.5 adamw-s2 adamw-s5 adamw-s8",
+            "adamw-s3-decaying adamw-sinf-decaying adamw-s-1 nadamw-s1",
         ),
     ),
     "optimizers": Study(
         "other optimizers: plain, predicted, and in their own Nesterov form where there is one",
         SIX,
-        (
-            (ADAMW, NADAMW, *family("sgd"), Method("nesterov")),
-            (*family("rmsprop"), *family("radam")),
-            (
-                *(Method("schedule_free"), Method("lookahead")),
-                *(*family("muon"), Method("muon_nesterov")),
-            ),
-            (*family("lion"), *family("adagrad")),
+        _rounds(
+            "adamw nadamw sgd sgd-s1 sgd-s3 nesterov",
+            "rmsprop rmsprop-s1 rmsprop-s3 radam radam-s1 radam-s3",
+            "schedule_free lookahead muon muon-s1 muon-s3 muon_nesterov",
+            "lion lion-s1 lion-s3 adagrad adagrad-s1 adagrad-s3",
         ),
     ),
     "betas": Study(
         "one task with another β₁, another β₂ and another batch size",
         ("text-lstm", "text-lstm-beta1", "text-lstm-beta2", "text-lstm-batch"),
-        ((ADAMW, *_adamw(3.0), NADAMW), _adamw(1.0, 8.0)),
+        _rounds("adamw adamw-s3 nadamw", "adamw-s1 adamw-s8"),
     ),
     "delay": Study(
         "gradients that are applied D steps late: what it costs, and what a forecast restores",
         tuple(LATE),
-        (
-            (*plain_and_heavy("adamw", "nadamw"), *ahead_of("adamw")),
-            (*plain_and_heavy("sgd"), *ahead_of("sgd", "nadamw")),
-            (
-                *ahead_of("adamw", "nadamw", delays=0.5),
-                *ahead_of("adamw", "nadamw", decaying=True),
-            ),
-            (
-                *ahead_of("sgd", delays=0.5),
-                *ahead_of("sgd", decaying=True),
-                *ahead_of("adamw", "nadamw", "sgd", delays=2.0),
-            ),
+        _rounds(
+            "adamw adamw-b0.99 nadamw nadamw-b0.99 adamw-s1D adamw-b0.99-s1D",
+            "sgd sgd-b0.99 sgd-s1D sgd-b0.99-s1D nadamw-s1D nadamw-b0.99-s1D",
+            "adamw-s0.5D adamw-b0.99-s0.5D nadamw-s0.5D nadamw-b0.99-s0.5D "
+            "adamw-s1D-decaying adamw-b0.99-s1D-decaying "
+            "nadamw-s1D-decaying nadamw-b0.99-s1D-decaying",
+            "sgd-s0.5D sgd-b0.99-s0.5D sgd-s1D-decaying sgd-b0.99-s1D-decaying "
+            "adamw-s2D adamw-b0.99-s2D nadamw-s2D nadamw-b0.99-s2D sgd-s2D sgd-b0.99-s2D",
         ),
         Design((0.03, 0.1, 0.3, 1.0), (0.01, 0.003, 3.0, 10.0), search_seeds=(100,)),
     ),
     "smoke": Study(
         "seconds, to see that it all runs; no evidence",
         ("smoke-digits", "smoke-batch"),
-        ((ADAMW, *_adamw(1.0)), (*_adamw(-1.0), NADAMW)),
+        _rounds("adamw adamw-s1", "adamw-s-1 nadamw"),
         Design((0.3, 1.0), (), search_seeds=(100,), seeds=(0, 1, 2)),
     ),
 }
@@ -209,6 +178,3 @@ def rounds_of(names: Iterable[str]) -> tuple[list[Round], Design]:
         for number, methods in enumerate(study.rounds, 1)
     ]
     return rounds, studies[chosen[0]].design
-
-
-# --- the protocol, for people --------------------------------------------------------------------

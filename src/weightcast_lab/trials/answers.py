@@ -29,7 +29,7 @@ from weightcast_lab.trials.workloads import (
 )
 
 MOMENTA = ("usual", "best")
-"""At the momentum that people keep, or at the one that its search found."""
+"""The momentum that people keep, and the one that a search found."""
 
 POWER, LEVEL = 0.8, 0.05
 
@@ -52,7 +52,7 @@ def runs_of(experiment: Results, choice: Mapping[str, Any]) -> list[dict[str, An
 def losses(
     experiment: Results, candidate: str, at: str, reading: str | None = None
 ) -> dict[int, tuple[float, Any]]:
-    """By seed: the final test loss where the candidate is read, and where it was computed.
+    """The final test loss of every seed where the candidate is read, and where it was computed.
 
     Infinite if the run diverged.
     """
@@ -189,7 +189,7 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
 
 
 MEAN = -1
-"""In the place of a workload: the mean over all."""
+"""The mean over all, in the place of a workload."""
 
 
 def _corrected(

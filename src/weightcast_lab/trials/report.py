@@ -1,22 +1,17 @@
-"""The second study's report: blocks of a table and its notes, for the terminal and Markdown."""
+"""What the second study shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
-from rich.console import Group, RenderableType
-
-from weightcast_lab.report.drawing import LIGHT, to_image
+from weightcast_lab.report.blocks import Cell, Figure, Report, Table
 from weightcast_lab.report.tables import (
     NOTHING,
-    Cell,
+    configurations_of,
+    facts_of,
     interval_text,
-    markdown_rows,
-    marked,
     number,
-    terminal_notes,
-    terminal_table,
 )
 from weightcast_lab.results.loading import Results
 from weightcast_lab.results.measures import LOSS_DECIMALS, computed_on
@@ -25,12 +20,7 @@ from weightcast_lab.study.answers import Answer as Forest
 from weightcast_lab.study.drawing import draw_forest
 from weightcast_lab.study.questions import Question as Asked
 from weightcast_lab.study.text import change_text, effect_text, in_percent, overall_text
-from weightcast_lab.trials.answers import (
-    Answer,
-    Row,
-    answers,
-    is_full_length,
-)
+from weightcast_lab.trials.answers import Answer, Row, answers, is_full_length
 from weightcast_lab.trials.protocol import CANDIDATES
 from weightcast_lab.trials.savings import Saving, savings
 from weightcast_lab.trials.tolerances import readings_of, tolerances
@@ -38,28 +28,7 @@ from weightcast_lab.trials.tolerances import readings_of, tolerances
 AT = {"usual": "at the usual momentum", "best": "each at its best momentum"}
 
 
-@dataclass(frozen=True)
-class Block:
-    """A table under its heading."""
-
-    title: str
-    header: list[str]
-    rows: list[list[Cell]]
-    notes: tuple[str, ...] = ()
-
-
-def blocks(experiments: Sequence[Results]) -> list[Block]:
-    """All tables that have something to show."""
-    found = [
-        *map(_question, answers(experiments)),
-        _savings(list(savings(experiments))),
-        _tolerances(experiments),
-        _readings(experiments),
-    ]
-    return [block for block in found if block.rows]
-
-
-def _question(answer: Answer) -> Block:
+def _question(answer: Answer) -> Table:
     several = len(answer.workloads) > 1
     header = ["Method", *(["β"] if answer.at == "best" else []), *answer.workloads]
     if several:
@@ -67,7 +36,7 @@ def _question(answer: Answer) -> Block:
     header.append("Smallest visible")
     rows = [_row(one, several) for one in answer.rows]
     what = f"Change of the test loss in %, compared with {answer.reference}, {AT[answer.at]}"
-    return Block(f"{answer.question.text} {what}", header, rows)
+    return Table(f"{answer.question.text} {what}", header, rows)
 
 
 def _row(one: Row, several: bool) -> list[Cell]:
@@ -83,7 +52,7 @@ def _row(one: Row, several: bool) -> list[Cell]:
     return [*cells, (visible, "")]
 
 
-def _savings(found: Sequence[Saving]) -> Block:
+def _savings(found: Sequence[Saving]) -> Table:
     rows: list[list[Cell]] = []
     for one in found:
         names = [CANDIDATES[name].label for name in (one.candidate, one.rival)]
@@ -95,7 +64,7 @@ def _savings(found: Sequence[Saving]) -> Block:
             [*((name, "") for name in names), (one.workload, ""), (AT[one.at], ""), (share, "")]
         )
     header = ["Method", "Rival", "Task", "Momentum", "Steps saved"]
-    return Block("Steps saved on the way to the rival's final test loss", header, rows)
+    return Table("Steps saved on the way to the rival's final test loss", header, rows)
 
 
 def change_in_steps(saving: Saving) -> str:
@@ -108,7 +77,7 @@ def change_in_steps(saving: Saving) -> str:
     return f"{number(mean, 0)} % [{low}, {high}]"
 
 
-def _tolerances(experiments: Sequence[Results]) -> Block:
+def _tolerances(experiments: Sequence[Results]) -> Table:
     rows: list[list[Cell]] = [
         [
             (CANDIDATES[one.candidate].label, ""),
@@ -119,10 +88,10 @@ def _tolerances(experiments: Sequence[Results]) -> Block:
         for one in tolerances(experiments)
     ]
     title = "What a method forgives: over what factor of rates it stays within 2 % of its best"
-    return Block(title, ["Method", "Task", "Best rate", "Factor"], rows)
+    return Table(title, ["Method", "Task", "Best rate", "Factor"], rows)
 
 
-def _readings(experiments: Sequence[Results]) -> Block:
+def _readings(experiments: Sequence[Results]) -> Table:
     rows: list[list[Cell]] = []
     places = [TRUE, PREDICTED, "average-0.01", "average-0.03", "average-0.1"]
     for experiment in filter(lambda e: is_full_length(e["key"]), experiments):
@@ -133,7 +102,7 @@ def _readings(experiments: Sequence[Results]) -> Block:
             cells = [(interval_text(found.get(place), LOSS_DECIMALS), "") for place in places]
             rows.append([(CANDIDATES[candidate].label, ""), (experiment["workload"], ""), *cells])
     header = ["Method", "Task", "θ", "θ̂", "average over 1 %", "3 %", "10 %"]
-    return Block("Test loss by where it is read, at the usual momentum", header, rows)
+    return Table("Test loss by where it is read, at the usual momentum", header, rows)
 
 
 def notes_of(experiments: Sequence[Results]) -> list[str]:
@@ -154,32 +123,31 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
     return notes
 
 
-def markdown(experiments: Sequence[Results]) -> str:
-    """All tables in Markdown, then notes."""
-    parts = [
-        f"**{block.title}**\n\n{markdown_rows(block.header, marked(block.rows))}\n"
-        for block in blocks(experiments)
+def report(experiments: Sequence[Results]) -> Report:
+    """All that there is to show of the second study."""
+    found = answers(experiments)
+    tables = [
+        *map(_question, found),
+        _savings(list(savings(experiments))),
+        _tolerances(experiments),
+        _readings(experiments),
     ]
-    return "".join((*parts, *(f"- {note}\n" for note in notes_of(experiments))))
+    return Report(
+        command="study trials",
+        title="The second study",
+        facts=facts_of(experiments, "final runs"),
+        blocks=[*(table for table in tables if table.rows), *map(_forest, found)],
+        notes=notes_of(experiments),
+        repeat=experiments[0]["command"],
+        configuration=configurations_of(experiments, "workload"),
+    )
 
 
-def terminal(experiments: Sequence[Results]) -> RenderableType:
-    """All tables for the terminal."""
-    tables = [terminal_table(b.title, b.header, b.rows) for b in blocks(experiments)]
-    return Group(*tables, *terminal_notes(notes_of(experiments)))
-
-
-def files(experiments: Sequence[Results]) -> dict[str, bytes]:
-    """The tables, and a picture of every question."""
-    found = {"tables.md": markdown(experiments).encode()}
-    return found | {name: content for name, content in _pictures(experiments)}
-
-
-def _pictures(experiments: Sequence[Results]) -> Iterator[tuple[str, bytes]]:
-    for answer in answers(experiments):
-        asked = Asked(answer.question.key, "", answer.question.reference, ())
-        rows = tuple(one.row for one in answer.rows)
-        tasks = answer.workloads
-        forest = Forest(asked, answer.reference, tasks, tasks, 0, rows)
-        drawn = draw_forest([forest], f"{answer.reference}, {AT[answer.at]}", None, LIGHT, 2)
-        yield f"{answer.question.key}-{answer.at}.png", to_image(drawn, "png")
+def _forest(answer: Answer) -> Figure:
+    """Every method's change with its interval."""
+    asked = Asked(answer.question.key, "", answer.question.reference, ())
+    rows, tasks = tuple(one.row for one in answer.rows), answer.workloads
+    forest = Forest(asked, answer.reference, tasks, tasks, 0, rows)
+    against = f"{answer.reference}, {AT[answer.at]}"
+    drawn = partial(draw_forest, [forest], against, None)
+    return Figure(f"{answer.question.key}-{answer.at}", answer.question.text, drawn)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from weightcast_lab.compare.figure import draw
-from weightcast_lab.compare.page import html_page
+from weightcast_lab.compare.report import csv_table, report
 from weightcast_lab.compare.summary import summarize
-from weightcast_lab.compare.tables import csv_table, markdown_table, terminal_report
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import to_json
-from weightcast_lab.kinds import insert, write_report
-from weightcast_lab.report.drawing import DARK, LIGHT, to_image
+from weightcast_lab.kinds import in_markdown, insert, report_of, write_report
+from weightcast_lab.report.drawing import DARK, LIGHT, in_the_dark, to_image
+from weightcast_lab.report.page import page
+from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import load_results
 
 LABELS = {"adamw": "AdamW", "adamw-s1": "AdamW s=1", "adamw-s3": "AdamW s=3", "nadamw": "NAdamW"}
@@ -84,6 +85,14 @@ def two_seeds():
     )
 
 
+def table_of(found):
+    return in_markdown([found], notes=False)
+
+
+def page_of(found):
+    return page(report([found]))
+
+
 def text_of(renderable):
     from rich.console import Console
 
@@ -115,14 +124,13 @@ def test_best_is_the_lowest_loss_and_the_better_metric():
 
 
 def test_a_difference_is_claimed_only_if_its_interval_excludes_zero(two_seeds):
-    summary = summarize(two_seeds)
-    _, _, _, better, same = markdown_table(summary).splitlines()
+    _, _, _, better, same = table_of(two_seeds).splitlines()
     assert "**−1.4500 ± 0.6353**".replace("± ", "±\N{NO-BREAK SPACE}") in better
     assert "**" not in same
-    page = html_page(two_seeds, summary)
-    assert re.findall(r'class="card (\w*)"', page) == ["better", ""]
-    assert "better than AdamW" in page
-    assert "no difference to AdamW shown" in page
+    whole = page_of(two_seeds)
+    assert re.findall(r'class="card (\w*)"', whole) == ["better", ""]
+    assert "better than AdamW" in whole
+    assert "no difference to AdamW shown" in whole
 
 
 def test_worse_is_said_as_well(two_seeds):
@@ -130,32 +138,29 @@ def test_worse_is_said_as_well(two_seeds):
         if entry["method"] == "adamw-s3":
             losses = entry["history"]["validation_loss"]
             losses[-1] = (5.5 if entry["seed"] == 0 else 7.6) - 0.0
-    page = html_page(two_seeds, summarize(two_seeds))
-    assert re.findall(r'class="card (\w*)"', page) == ["worse", ""]
+    assert re.findall(r'class="card (\w*)"', page_of(two_seeds)) == ["worse", ""]
 
 
 def test_one_seed_claims_nothing():
     both = results([run("adamw", 0, [9.0, 4.0]), run("adamw-s3", 0, [9.0, 1.0])], seeds=1)
-    summary = summarize(both)
-    assert "±" not in markdown_table(summary)
-    assert "One seed" in summary.notes[0]
-    assert "one seed shows no difference" in html_page(both, summary)
+    assert "±" not in table_of(both)
+    assert "One seed" in summarize(both).notes[0]
+    assert "one seed shows no difference" in page_of(both)
 
 
 def test_diverged_and_missing_runs_are_in_the_table_and_out_of_the_numbers():
-    summary = summarize(
-        results(
-            [
-                run("adamw", 0, [9.0, 4.0]),
-                run("adamw", 1, [9.0, 5.0]),
-                run("adamw-s1", 0, [9.0], diverged_at=7),
-                run("adamw-s1", 1, [9.0, 3.0]),
-                run("adamw-s3", 0, [], diverged_at=0),
-                run("adamw-s3", 1, [9.0], diverged_at=4),
-                run("nadamw", 0, [9.0, 1.0]),
-            ]
-        )
+    found = results(
+        [
+            run("adamw", 0, [9.0, 4.0]),
+            run("adamw", 1, [9.0, 5.0]),
+            run("adamw-s1", 0, [9.0], diverged_at=7),
+            run("adamw-s1", 1, [9.0, 3.0]),
+            run("adamw-s3", 0, [], diverged_at=0),
+            run("adamw-s3", 1, [9.0], diverged_at=4),
+            run("nadamw", 0, [9.0, 1.0]),
+        ]
     )
+    summary = summarize(found)
     _, one, three, nadamw = summary.rows
     assert one.problems() == "diverged at step 7 (1 of 2)"
     assert one.values["final loss"].mean == 3
@@ -163,31 +168,31 @@ def test_diverged_and_missing_runs_are_in_the_table_and_out_of_the_numbers():
     assert three.problems() == "diverged at step 0 to 4 (2 of 2)"
     assert three.values["final loss"] is None
     assert nadamw.problems() == "missing (1 of 2)"
-    for text in (markdown_table(summary), text_of(terminal_report(summary))):
+    for text in (table_of(found), text_of(terminal(report([found])))):
         assert "diverged at step 7 (1 of 2)" in " ".join(text.split())
     assert any("finished runs only" in note for note in summary.notes)
 
 
 def test_everything_can_be_drawn_when_nothing_but_divergence_is_left(tmp_path):
     runs = [run("adamw", 0, [9.0], 3), run("adamw-s3", 0, [], 0)]
-    files = write_report([results(runs, 1)], tmp_path)
+    files = write_report(report_of([results(runs, 1)]), tmp_path)
     assert all(path.stat().st_size > 0 for path in files)
 
 
 def test_never_reached():
     runs = [run("adamw", 0, [9.0, 1.0]), run("nadamw", 0, [9.0, 2.0])]
-    assert "not reached (1 of 1)" in markdown_table(summarize(results(runs, 1)))
+    assert "not reached (1 of 1)" in table_of(results(runs, 1))
 
 
 def test_test_metrics_have_a_column():
     runs = [run("adamw", 0, [9.0, 1.0], test={"test accuracy": 12.345})]
-    table = markdown_table(summarize(results(runs, 1)))
+    table = table_of(results(runs, 1))
     assert "| Test accuracy |" in table
     assert "| 12.3 |" in table
 
 
 def test_markdown_is_a_table(two_seeds):
-    lines = markdown_table(summarize(two_seeds)).splitlines()
+    lines = table_of(two_seeds).splitlines()
     assert len(lines) == 2 + 3
     assert len({line.count("|") for line in lines}) == 1
 
@@ -227,16 +232,16 @@ class Links(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(two_seeds):
-    page = html_page(two_seeds, summarize(two_seeds))
+    whole = page_of(two_seeds)
     links = Links()
-    links.feed(page)
+    links.feed(whole)
     assert len(links.addresses) == 4
     assert all(address.startswith("data:image/svg+xml;base64,") for address in links.addresses)
     assert not links.tags & {"script", "link", "iframe", "object"}
-    assert "url(" not in page
-    assert "@import" not in page
-    assert "A &lt;task&gt;" in page
-    assert "<CPU>" not in page
+    assert "url(" not in whole
+    assert "@import" not in whole
+    assert "A &lt;task&gt;" in whole
+    assert "<CPU>" not in whole
 
 
 @pytest.mark.parametrize(("form", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
@@ -246,6 +251,16 @@ def test_pictures_are_the_same_every_time(two_seeds, form, start, theme):
     first, second = (to_image(draw(two_seeds, rows, theme, columns=1), form) for _ in range(2))
     assert first == second
     assert first.startswith(start)
+
+
+def test_the_dark_picture_is_the_light_one_in_other_colours(two_seeds):
+    rows = summarize(two_seeds).rows
+    light, dark = (to_image(draw(two_seeds, rows, theme, 1), "svg") for theme in (LIGHT, DARK))
+    # matplotlib's names of shapes depend on their colours
+    turned, drawn, first = (
+        re.sub(rb"m[0-9a-f]{10}", b"", image) for image in (in_the_dark(light), dark, light)
+    )
+    assert turned == drawn != first
 
 
 @pytest.mark.parametrize(
@@ -347,7 +362,7 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path, two_seeds):
     insert(document, "a", [two_seeds])
     written = document.read_text()
     notes = "".join(f"- {note}\n" for note in summary.notes)
-    filled = f"<!-- begin a -->\n{markdown_table(summary)}\n{notes}<!-- end a -->"
+    filled = f"<!-- begin a -->\n{table_of(two_seeds)}\n{notes}<!-- end a -->"
     assert written == f"# Title\n{filled}\ntail <!-- end a -->\n"
     insert(document, "a", [two_seeds])
     assert document.read_text() == written

@@ -11,11 +11,11 @@ from scipy import stats
 from tests.lab.compare.test_report import Links
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, to_json
-from weightcast_lab.kinds import in_latex, terminal_report, write_report
+from weightcast_lab.kinds import in_latex, in_markdown, report_of, terminal_report, write_report
 from weightcast_lab.paper.claims import claims
-from weightcast_lab.paper.comparison import COLUMNS, comparisons, departures, figures
-from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
-from weightcast_lab.paper.tables import csv_text, latex, markdown, notes_of
+from weightcast_lab.paper.comparison import COLUMNS, comparisons, deviations, figures
+from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, recipe_at
+from weightcast_lab.paper.report import csv_text, latex, notes_of
 from weightcast_lab.report.drawing import DARK, draw_panels
 from weightcast_lab.results.loading import load_results
 
@@ -236,15 +236,15 @@ def test_departures_are_said_in_words():
         beta2=0.999,
         **{"gradient clipping": 0.25, "milestones": [5, 6], "training tokens": 185_917},
     )
-    assert departures(found) == [
+    assert deviations(found) == [
         "milestones 5 and 6 instead of 60 and 80",
         "betas 0.9 and 0.999 instead of 0.9 and 0.9",
         "gradient clipping 0.25 instead of none",
         "training tokens 185,917 instead of 929,589",
     ]
-    assert departures(experiment("vgg11", [], 1)) == []
+    assert deviations(experiment("vgg11", [], 1)) == []
     lossy = experiment("vgg11_bn", [], 1, data="CIFAR-10 (lossy JPEG)")
-    assert departures(lossy) == [
+    assert deviations(lossy) == [
         "the paper has no such network",
         "images that went through JPEG, which costs accuracy",
     ]
@@ -272,10 +272,11 @@ def test_all_files(tmp_path):
         to_json({"format": FORMAT, "command": "weightcast reproduce", "experiments": content})
     )
     loaded = load_results(path)
-    names = {file.name for file in write_report(loaded, tmp_path)}
+    names = {file.name for file in write_report(report_of(loaded), tmp_path)}
     expected = {"report.html", "tables.md"}
     expected |= {f"table{n}.{form}" for n in (1, 2, 3, 4) for form in ("tex", "csv")}
-    expected |= {f"figure{n}.{form}" for n in (1, 2, 3, 4) for form in ("png", "svg")}
+    forms = (".png", "-light.svg", "-dark.svg")
+    expected |= {f"figure{n}{form}" for n in (1, 2, 3, 4) for form in forms}
     assert names == expected
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Links()
@@ -290,7 +291,7 @@ def test_all_files(tmp_path):
     assert "A &lt;CPU&gt;" in text
     assert "<CPU>" not in text
     assert terminal_report(loaded) is not None
-    again = write_report(loaded, tmp_path / "again")
+    again = write_report(report_of(loaded), tmp_path / "again")
     for file in again:
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
 
@@ -320,7 +321,7 @@ def test_latex_and_markdown_and_csv_say_the_same():
     table = comparisons(experiments)[0]
     entry = table.rows["resnet34"][4]
     text = f"{entry.ours.mean:.2f}"
-    assert f"**{text}" in markdown(experiments)
+    assert f"**{text}" in in_markdown(experiments, notes=True)
     assert rf"\textbf{{{text} $\pm$" in latex(table)
     assert "(\\%)" in latex(table)
     rows = list(csv.DictReader(io.StringIO(csv_text(table))))
@@ -342,8 +343,8 @@ def test_a_comparison_has_no_latex():
 
 
 def test_presets_name_what_they_change():
-    """The desk's departures come out of its own recipe."""
+    """The desk's deviations come out of its own recipe."""
     for network in NETWORKS:
-        recipe = preset_named("desk").recipe(network)
-        said = departures(experiment(network, [], 1, epochs=recipe.epochs))
+        recipe = recipe_at("desk", network)
+        said = deviations(experiment(network, [], 1, epochs=recipe.epochs))
         assert said == [f"epochs {recipe.epochs} instead of {RECIPES[network].epochs}"]

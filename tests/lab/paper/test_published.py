@@ -3,6 +3,7 @@
 Everything here is NumPy and SciPy on the final losses; nothing of `evidence` or the tables is used.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from scipy import stats
 
 from weightcast_lab.paper.protocol import TABLES
 from weightcast_lab.results.loading import load_results
+
+pytestmark = pytest.mark.results
 
 ROOT = Path(__file__).parents[3]
 FORECASTS = (
@@ -97,6 +100,65 @@ def table_after(page, title):
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
+QUOTED = re.compile(r"<!--=(\S+?)-->(.*?)<!--/-->", re.S)
+
+
+def test_the_numbers_within_the_sentences_of_readme(study, delay):
+    """Every marked one, from the final losses alone; and that its interval is on one side of 0."""
+    marks = dict(QUOTED.findall((ROOT / "README.md").read_text("utf-8")))
+    assert len(marks) >= 10
+    for mark, said in marks.items():
+        folder, question, *rest = mark.split("/")
+        if folder == "cost":
+            files = (ROOT / "benchmarks" / "results").glob(f"{question}.json")
+            found = [
+                row[f"{rest[0].replace('-', ' ')} / plain"]
+                for file in files
+                for rows in json.loads(file.read_text())["training"].values()
+                for row in rows.values()
+            ]
+            assert said == f"{100 * (max(found) - 1):.1f} %"
+            continue
+        if rest == ["momentum"]:
+            continue
+        method, where, claim = rest
+        if folder == "trials":
+            groups = [trial_changes(where, method, question)]
+        elif folder == "delay":
+            reference = {"delay-adamw-8": "adamw", "delay-on-nadamw-8": "nadamw-b0.99"}[question]
+            tasks = [e for e in delay if e["delay"] == 8 and e["key"] != where.removeprefix("-")]
+            assert len(tasks) == (4 if where == "mean" else 3)
+            groups = [log_changes(e, method, reference) for e in tasks]
+        else:
+            assert where == "-digits"
+            groups = [log_changes(e, method, question) for e in study[1:]]
+        mean, low, high = mean_of(groups)[:3]
+        assert claim == "lower"
+        assert high < 0
+        values = [f"{-100 * math.expm1(x):.1f}" for x in (mean, high, low)]
+        assert said == "{} % [{}, {}]".format(*values), mark
+
+
+def trial_changes(key, method, question):
+    """Of the second study's final test losses, at the momentum that README speaks of."""
+    rival = {"adamw": "adamw", "nadamw": "nadamw_mu", "muon": "muon_nesterov-s3-rest"}[question]
+    found = load_results(ROOT / "results" / "trials" / "results.json")
+    experiment = next(e for e in found if e["key"] == key)
+    said = re.search(r"<!--=trials/nadamw/momentum-->(.*?)<!--/-->", prose("README.md"))[1]
+    at = {"at the usual momentum": "usual", "each at its best momentum": "best"}[said]
+    both = []
+    for name in (method, rival):
+        choice = next(c for c in experiment["choices"] if (c["candidate"], c["at"]) == (name, at))
+        own = (choice["name"], choice["rate"])
+        runs = sorted(
+            (r for r in experiment["runs"] if (r["name"], r["rate"]) == own),
+            key=lambda r: r["seed"],
+        )
+        assert [r["seed"] for r in runs] == [0, 1, 2, 3, 4]
+        both.append([r["readings"][choice["reading"]]["test"] for r in runs])
+    return np.log(np.divide(*both))
+
+
 def unmarked(cell):
     return cell.removeprefix("**").removesuffix("**")
 
@@ -119,9 +181,9 @@ LABELS = {
 }
 
 
-def test_the_means_of_readme_are_one_family_with_digits_and_without(study):
+def test_the_means_in_brief_are_one_family_with_digits_and_without(study):
     """Every mean, its interval, its corrected p, and how often a task is better or worse."""
-    table = table_after("README.md", "<!-- begin results/study -->")
+    table = table_after("docs/results.md", "<!-- begin results/study -->")
     assert list(table) == list(LABELS.values())
     changes = {name: [log_changes(e, name, "adamw") for e in study] for name in LABELS}
     for column, tasks in (
@@ -154,7 +216,7 @@ def test_the_means_of_readme_are_one_family_with_digits_and_without(study):
 )
 def test_means_without_one_task(study, title, names, reference):
     labels = {m["name"]: m["label"] for e in study for m in e["methods"]}
-    table = table_after("docs/results.md", title)
+    table = table_after("docs/tables.md", title)
     whole = {name: [log_changes(e, name, reference) for e in study] for name in names}
     alone = {name: mean_of(groups[1:]) for name, groups in whole.items()}
     if reference != "adamw":  # where the table is not a part of a family
@@ -174,7 +236,7 @@ def test_means_without_one_task(study, title, names, reference):
 
 
 def test_one_line_added_and_nothing_retuned(study):
-    table = table_after("docs/results.md", "own learning rate?** Change of the final loss")
+    table = table_after("docs/tables.md", "own learning rate?** Change of the final loss")
     names = (*FORECASTS, "nadamw")
     changes = {name: [at_adamws_rate(e, name) for e in study] for name in names}
     means = [mean_of(changes[name][1:]) for name in names]
@@ -193,13 +255,13 @@ def test_one_line_added_and_nothing_retuned(study):
     nadamw = np.concatenate(changes["nadamw"][1:])
     assert ((nadamw < 0).sum(), nadamw.size, percent(nadamw.mean())) == (8, 10, "+0.0")
     said = f"30 of 30 pairs of runs on the five tasks ({one}, {two} and {three} %; NAdamW 0.0)"
-    assert said in prose("README.md")
+    assert said in prose("docs/results.md")
     assert "NAdamW in 8 of 10, by 0.0 %" in prose("docs/results.md")
 
 
 def test_penn_treebanks_test_perplexity(study):
     ptb = next(e for e in study if e["key"] == "ptb-lstm")
-    table = table_after("docs/results.md", "**Penn Treebank, LSTM** (")
+    table = table_after("docs/tables.md", "**Penn Treebank, LSTM** (")
     for name in ("adamw-s1", "adamw-s3", "nadamw", "muon_nesterov"):
         label = next(m["label"] for m in ptb["methods"] if m["name"] == name)
         own, plain = (
@@ -265,7 +327,7 @@ def test_the_momentum_of_torchs_nadamw(study):
     assert said in prose("docs/faq.md")
     last = max(r["history"]["step"][-1] for e in study for r in e["runs"])
     assert f"{mu(1):.2f} in the first step and at most {mu(last):.2f}" in prose("docs/study.md")
-    for page in ("README.md", "docs/results.md", "docs/delays.md"):
+    for page in ("docs/results.md", "docs/tables.md", "docs/delays.md"):
         assert f"momentum_decay of {decay:g} keeps" in prose(page)
 
 
@@ -288,7 +350,7 @@ def test_what_a_run_and_a_step_take(study):
         own = [np.median(finals(e, n, lambda run: run["cpu_seconds"]) / plain) for n in FORECASTS]
         costs[e["key"]] = max(own)
     assert max(costs, key=costs.get) == "digits"
-    assert f"{100 * (costs['digits'] - 1):.0f} % for a network as tiny" in prose("README.md")
+    assert f"{100 * (costs['digits'] - 1):.0f} % for a network as tiny" in prose("docs/use.md")
 
 
 def test_what_the_reproduction_says_of_the_study_and_of_the_paper(study):

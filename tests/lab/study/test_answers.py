@@ -10,24 +10,40 @@ from scipy import stats
 
 from tests.lab.compare.test_report import Links
 from weightcast_lab.errors import LabError
-from weightcast_lab.kinds import in_latex, in_markdown, insert, write_report
+from weightcast_lab.kinds import in_latex, in_markdown, insert, report_of, write_report
+from weightcast_lab.report.blocks import Figure
 from weightcast_lab.report.drawing import DARK, LIGHT, to_image
+from weightcast_lab.report.page import page
 from weightcast_lab.report.tables import number
 from weightcast_lab.results.statistics import MedianInterval
 from weightcast_lab.study.advice import recommendations
 from weightcast_lab.study.answers import Answer, Effect, answers, asked, heaviest, versus_plain
-from weightcast_lab.study.brief import brief, middle
+from weightcast_lab.study.brief import median_of_medians
 from weightcast_lab.study.drawing import draw_delays, draw_rates
-from weightcast_lab.study.figures import study_figures
-from weightcast_lab.study.page import study_page
 from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS
+from weightcast_lab.study.report import report, verdicts
 from weightcast_lab.study.studies import STUDIES
-from weightcast_lab.study.tables import csv_text, markdown, notes_of, verdicts
 from weightcast_lab.study.text import change_text, median_text, overall_text, without_text
 from weightcast_lab.study.workload_rows import workload_rows
 
 NAMES = [method.name for method in STUDIES["core"].methods]
 WORKLOADS = ("one", "two", "three")
+
+
+def markdown(experiments):
+    return in_markdown(experiments, notes=True)
+
+
+def brief(experiments):
+    return in_markdown(experiments, notes=True, brief=True)
+
+
+def notes_of(experiments):
+    return report(experiments).notes
+
+
+def study_figures(experiments):
+    return [block for block in report(experiments).blocks if isinstance(block, Figure)]
 
 
 def run(name, seed, losses, *, environment=0, diverged_at=None, cpu=10.0, memory=2.0):
@@ -293,7 +309,7 @@ def test_verdicts_follow_from_the_corrected_means():
     assert row_of(beyond, "adamw-s3").overall.verdict == ""
     assert row_of(beyond, "adamw-s8").overall.verdict == "worse"
     questions = {question.text for question in QUESTIONS}
-    assert {question for question, _, _ in verdicts(experiments)} < questions
+    assert {question for question, _, _ in verdicts(answers(experiments))} < questions
     assert answer_to(whole({}), "adamw").verdict == "no difference shown"
 
 
@@ -481,7 +497,7 @@ def test_markdown_marks_what_is_shown(core):
 
 
 def test_csv_has_every_comparison_in_full(core):
-    rows = list(csv.DictReader(io.StringIO(csv_text(core))))
+    rows = list(csv.DictReader(io.StringIO(report(core).files["table.csv"])))
     found = answers(core)
     # three workloads, their mean, and three means without one of them
     assert len(rows) == sum(len(answer.rows) * (3 + 1 + 3) for answer in found)
@@ -529,10 +545,15 @@ def test_a_study_is_not_a_reproduction(core, tmp_path):
 
 def test_all_files_of_a_report(core, tmp_path):
     variant = whole(BETTER, names=["adamw", "adamw-s3"], keys=["more"], variant_of="one")
-    names = {path.name for path in write_report(core + variant, tmp_path)}
+    names = {path.name for path in write_report(report_of(core + variant), tmp_path)}
+    figures = ("curves", "rates", "ahead", "forest-adamw", "forest-nadamw", "forest-plain")
     assert names == {
-        *("report.html", "tables.md", "table.csv", "curves.png", "rates.png", "ahead.png"),
-        *(f"forest-{name}.png" for name in ("adamw", "nadamw", "plain", "variants")),
+        *("report.html", "tables.md", "table.csv"),
+        *(
+            f"{name}{form}"
+            for name in (*figures, "forest-variants")
+            for form in (".png", "-light.svg", "-dark.svg")
+        ),
     }
     page = (tmp_path / "report.html").read_text()
     links = Links()
@@ -553,8 +574,7 @@ def test_pictures_of_a_study_are_the_same_every_time(theme):
 
 
 def test_a_study_of_nothing_can_be_drawn():
-    page = study_page([experiment("one", [])])
-    assert "not tested here" in page
+    assert "not tested here" in page(report([experiment("one", [])]))
 
 
 def test_which_answers_go_into_which_picture():
@@ -628,9 +648,9 @@ def test_machines_are_named_once():
     ],
 )
 def test_the_median_task_counts_never_as_the_latest(medians, expected):
-    found = middle([MedianInterval(m, m, m, 1.0) for m in medians])
+    found = median_of_medians([MedianInterval(m, m, m, 1.0) for m in medians])
     assert (found.median, found.low, found.high) == expected
-    assert middle([]) is None
+    assert median_of_medians([]) is None
 
 
 def test_the_brief_table_names_rates_at_an_edge():

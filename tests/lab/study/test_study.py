@@ -1,7 +1,6 @@
 """The study's data, its choice of learning rates, and a small one from runs to page."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +15,61 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.loading import load_results
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.study import protocol
-from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS, UNDELAYED, VARIANTS
+from weightcast_lab.study.questions import (
+    AGAINST_ADAMW,
+    DELAY_QUESTIONS,
+    METHODS,
+    QUESTIONS,
+    UNDELAYED,
+    UNTUNED,
+    VARIANTS,
+)
 from weightcast_lab.study.search import Choice, choose
-from weightcast_lab.study.studies import SCALES, SGD, STUDIES, Design, Study, rounds_of
-from weightcast_lab.study.workloads import LATE, WORKLOADS, Workload
+from weightcast_lab.study.studies import HEAVY, SCALES, SGD, STUDIES, Design, Study, rounds_of
+from weightcast_lab.study.workloads import DELAYS, LATE, SIX, WORKLOADS
 from weightcast_lab.tasks import TASKS
 
 PAGE = Path(__file__).parents[3] / "docs" / "study.md"
 
 
-def test_the_page_is_the_protocol():
-    assert PAGE.read_text() == protocol.page()
-    tables = re.findall(r"(?:^\|.*\n)+", protocol.page(), re.M)
+def listed(things):
+    *first, last = map(str, things)
+    return f"{', '.join(first)} and {last}"
+
+
+def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data():
+    said = " ".join(PAGE.read_text().split())
+    design, late = Design(), STUDIES["delay"].design
+    together = [q for q in QUESTIONS if q.family == AGAINST_ADAMW]
+    sizes = [len(question.methods) * len(SIX) for question in together]
+    torchs = torch.optim.NAdam([torch.zeros(1)]).defaults["momentum_decay"]
+    first, last = (0.9 * (1 - 0.5 * 0.96 ** (step * torchs)) for step in (1, 980))
+    for words in (
+        f"{len(design.multiples)} learning rates ({', '.join(f'{m:g}' for m in design.multiples)} "
+        f"times the usual one of its optimizer) with seeds {listed(design.search_seeds)}.",
+        f"{min(design.further):g} or {max(design.further):g} times the usual rate",
+        f"the fresh seeds {listed(design.seeds)};",
+        f"{listed(f'“{q.text}”' for q in together)} were three families, of {listed(sizes)} "
+        f"comparisons, whose rows stood in one column of one table; now they are one of "
+        f"{sum(sizes)}.",
+        f"“{UNTUNED.text}”",
+        f"Its methods: {', '.join(METHODS[name].label for name in UNTUNED.methods)}.",
+        f"`momentum_decay` of {torchs:g}.",
+        f"μₜ is {first:.2f} in the first step and at most {last:.2f} in the last",
+        f"Its workloads run at D = {listed(DELAYS)}.",
+        f"β₁ = {HEAVY} is that of Ajanthan",
+        f"{', '.join(f'{m:g}' for m in late.multiples)} times the usual ones are searched, with "
+        f"seed {late.search_seeds[0]}, and beyond an edge up to {min(late.further):g} and "
+        f"{max(late.further):g} times them",
+        f"then the chosen one runs with seeds {listed(late.seeds)}.",
+    ):
+        assert words in said
+
+
+def test_the_tables_of_the_protocol_are_tables():
+    tables = protocol.tables().values()
     assert len(tables) == 6
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
@@ -112,7 +153,7 @@ def test_steps_in_delays_and_a_momentum_of_its_own_reach_the_optimizer(name):
 def test_an_impossible_momentum_is_refused():
     with pytest.raises(LabError, match="adagrad has no momentum to set"):
         Method("adagrad", beta1=0.9)
-    with pytest.raises(LabError, match="not possible"):
+    with pytest.raises(LabError, match=r"must be in \[0, 1\), got 1"):
         Method("adamw", beta1=1.0)
 
 
@@ -154,8 +195,16 @@ def line(source):
 def small(monkeypatch):
     """A study that takes no time: a line, and a variant of it."""
     monkeypatch.setitem(TASKS, "line", "tests.lab.study.test_study:line")
-    monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 0.03, 4, 3))
-    variant = Workload("A line, batch 10", "line", {}, 0.03, 0.03, 10, 3, (2,), variant_of="line")
+    monkeypatch.setitem(
+        WORKLOADS, "line", Recipe("line", 0.03, 4, 3, label="A line", sgd_rate=0.03)
+    )
+    variant = replace(
+        WORKLOADS["line"],
+        label="A line, batch 10",
+        batch_size=10,
+        milestones=(2,),
+        variant_of="line",
+    )
     monkeypatch.setitem(WORKLOADS, "line-batch", variant)
     one = Study(
         "a line",
@@ -280,7 +329,7 @@ def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
     from weightcast_lab.running.workers import compute
 
     def with_a_failure(job, *rest):
-        if job.cell.method.name == "adamw-s1" and job.cell.seed == 101:
+        if job.run.method.name == "adamw-s1" and job.run.seed == 101:
             return "on_failure", "OutOfMemoryError: no memory"
         return compute(job, *rest)
 

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("torchvision")
 
 from weightcast_lab.errors import LabError
-from weightcast_lab.tasks import DataSource, cifar10, make_task
+from weightcast_lab.tasks import DataSource, cifar10, cifar10_files, make_task
 from weightcast_lab.tasks.cifar10_files import BATCHES, BINARY, BINARY_FOLDER, CLASSES, JPEG
 
 TRAINING, VALIDATION = 50, 10
@@ -21,8 +21,9 @@ TRAINING, VALIDATION = 50, 10
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """A CIFAR-10 of 50 and 10 images, and a cache of its own."""
-    monkeypatch.setattr(cifar10, "TRAINING", TRAINING)
-    monkeypatch.setattr(cifar10, "VALIDATION", VALIDATION)
+    for module in (cifar10, cifar10_files):
+        monkeypatch.setattr(module, "TRAINING", TRAINING)
+        monkeypatch.setattr(module, "VALIDATION", VALIDATION)
     monkeypatch.setenv("WEIGHTCAST_CACHE", str(tmp_path / "cache"))
 
 
@@ -86,7 +87,7 @@ def test_the_binary_archive_and_its_folder_hold_the_same(tmp_path, monkeypatch, 
     import hashlib
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar10, "BINARY_SHA256", digest)
+    monkeypatch.setattr(cifar10_files, "BINARY_SHA256", digest)
     same = [task(p) for p in (tmp_path, path, binary_folder, binary_folder / BINARY_FOLDER)]
     assert {t.facts["data"] for t in same} == {"CIFAR-10"}
     assert len({t.facts["data sha256"] for t in same}) == 1
@@ -117,10 +118,10 @@ def test_jpegs_are_called_lossy_and_are_nearly_the_same(tmp_path, binary_folder)
 
 def test_decoded_once_and_again_if_the_cache_is_damaged(tmp_path, binary_folder, monkeypatch):
     first = task(binary_folder).facts
-    decode = cifar10._decode
-    monkeypatch.setattr(cifar10, "_decode", lambda archive: pytest.fail("decoded again"))
+    decode = cifar10_files._decode
+    monkeypatch.setattr(cifar10_files, "_decode", lambda archive: pytest.fail("decoded again"))
     assert task(binary_folder).facts == first
-    monkeypatch.setattr(cifar10, "_decode", decode)
+    monkeypatch.setattr(cifar10_files, "_decode", decode)
     (cached,) = (tmp_path / "cache").glob("*.npy")
     for damage in (b"", cached.read_bytes()[:-5], cached.read_bytes()[:-1] + b"\xff"):
         cached.write_bytes(damage)
@@ -209,9 +210,21 @@ def broken_picture(files):
     return files | {name: files[name][:100]}
 
 
+def a_huge_picture(files, side=65_500):
+    """Its header says so; there is no more of it."""
+    name = next(n for n in files if n.startswith("train/cat"))
+    data = files[name]
+    place = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, height, width
+    size = side.to_bytes(2, "big")
+    return files | {name: data[:place] + 2 * size + data[place + 4 :]}
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (a_huge_picture, "is not of 32x32 pixels"),
+        (lambda files: a_huge_picture(files, 11_000), "is not of 32x32 pixels"),
+        (lambda files: a_huge_picture(files, 33), "is not of 32x32 pixels"),
         (without_last, "has 49 training images instead of 50"),
         (two_of_one_class, "training images of class"),
         (broken_picture, "is damaged"),
@@ -242,6 +255,17 @@ def test_what_is_wrong_with_an_archive_is_said(tmp_path, monkeypatch, binary_fol
         task(binary_folder)
 
 
+def test_files_of_gigabytes_are_not_read(tmp_path, binary_folder):
+    batch = binary_folder / BINARY_FOLDER / BATCHES[0]
+    os.truncate(batch, 8 << 30)  # sparse: it takes no room
+    with pytest.raises(LabError, match=r"data_batch_1\.bin.* has 8,589,934,592 bytes, too many"):
+        task(binary_folder)
+    picture = next(name for name in jpegs() if name.startswith("test/dog"))
+    archive = pack(tmp_path / JPEG, jpegs() | {picture: bytes(200_000)}, "w:xz")
+    with pytest.raises(LabError, match="has 200,000 bytes, too many"):
+        task(archive)
+
+
 def test_other_mistakes_are_one_sentence(tmp_path, binary_folder, monkeypatch):
     with pytest.raises(LabError, match="--download"):
         make_task("cifar10", DataSource())
@@ -267,26 +291,27 @@ def test_download_checks_the_hash_and_says_what_to_do(tmp_path, monkeypatch):
     import hashlib
 
     def fetch(url, output_file, pooch):
-        assert url == cifar10.BINARY_URL
+        assert url == cifar10_files.BINARY_URL
         Path(output_file).write_bytes(path.read_bytes())
 
-    retrieve = cifar10.pooch.retrieve
+    retrieve = cifar10_files.pooch.retrieve
     monkeypatch.setattr(
-        cifar10.pooch, "retrieve", lambda *a, **k: retrieve(*a, **k, downloader=fetch)
+        cifar10_files.pooch, "retrieve", lambda *a, **k: retrieve(*a, **k, downloader=fetch)
     )
     source = DataSource(download=True)
     with pytest.raises(LabError, match="fetch it yourself"):
         make_task("cifar10", source)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar10, "BINARY_SHA256", digest)
+    monkeypatch.setattr(cifar10_files, "BINARY_SHA256", digest)
     sizes = {"training_images": TRAINING, "validation_images": VALIDATION}
     assert make_task("cifar10", source, network="vgg11", width=0.25, **sizes)
 
 
 @pytest.mark.skipif("WEIGHTCAST_DATA" not in os.environ, reason="needs WEIGHTCAST_DATA=FOLDER")
 def test_the_real_images(monkeypatch):
-    monkeypatch.setattr(cifar10, "TRAINING", 50_000)
-    monkeypatch.setattr(cifar10, "VALIDATION", 10_000)
+    for module in (cifar10, cifar10_files):
+        monkeypatch.setattr(module, "TRAINING", 50_000)
+        monkeypatch.setattr(module, "VALIDATION", 10_000)
     real = make_task("cifar10", DataSource(Path(os.environ["WEIGHTCAST_DATA"])))
     for part, count in ((real.training, 5_000), (real.validation, 1_000)):
         assert part[1].bincount().tolist() == [count] * 10

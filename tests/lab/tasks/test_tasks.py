@@ -37,7 +37,7 @@ def test_digits_loss_of_a_know_nothing_is_log_ten():
     assert 5 < accuracy < 15
 
 
-@pytest.mark.parametrize("name", ["digits", "text"])
+@pytest.mark.parametrize("name", ["digits", "small_text", "text"])
 def test_tasks_with_data_of_their_own_take_no_folder(name, tmp_path):
     with pytest.raises(LabError, match="carries its own data"):
         make_task(name, DataSource(tmp_path))
@@ -48,7 +48,21 @@ def test_tasks_with_data_of_their_own_take_no_folder(name, tmp_path):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(LabError, match="did you mean 'digits'"):
         make_task("digit", DataSource())
-    assert set(TASKS) == {"cifar10", "digits", "text", "ptb", "ptb_characters"}
+    assert set(TASKS) == {"cifar10", "digits", "small_text", "text", "ptb", "ptb_characters"}
+
+
+def test_the_first_task_is_the_text_in_windows_that_the_seed_draws():
+    """The default of `weightcast compare`: 600 steps of 16 windows of 64 characters."""
+    small, text = make_task("small_text", DataSource()), make_task("text", DataSource())
+    batches = small.batches(small.preset.batch_size, torch.Generator().manual_seed(0))
+    assert len(batches) * small.preset.epochs == 600
+    assert batches[0][0].shape == (64, 16)
+    other = small.batches(small.preset.batch_size, torch.Generator().manual_seed(1))
+    assert not torch.equal(batches[0][0], other[0][0])
+    # what is trained on, chosen by and tested with are apart, and all of the text
+    parts = (small.corpus.training, small.corpus.validation, small.corpus.test)
+    whole = torch.cat((text.corpus.training, text.corpus.validation))
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_characters_are_numbered_in_order_and_the_last_tenth_validates():

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,71 @@ pytest.importorskip("torchvision")
 
 from tests.lab.conftest import LineTask
 from weightcast_lab.methods.method import Method
+from weightcast_lab.methods.optimizers import OPTIMIZERS
+from weightcast_lab.report.blocks import Figure
+from weightcast_lab.report.markdown import markdown
+from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import load_results, save_results
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.results.statistics import holm, p_value
 from weightcast_lab.running.readings import Averages
 from weightcast_lab.running.train import cosine_factor
+from weightcast_lab.study.studies import HEAVY, SCALES
 from weightcast_lab.tasks import DataSource, make_task
-from weightcast_lab.trials import page, report
 from weightcast_lab.trials.answers import answers, changes, visible_change
 from weightcast_lab.trials.contents import contents_of
-from weightcast_lab.trials.protocol import CANDIDATES, ROUNDS
+from weightcast_lab.trials.protocol import (
+    CANDIDATES,
+    FEWER_SEEDS,
+    NEAR,
+    ROUNDS,
+    SEARCH_SEEDS,
+    SEEDS,
+)
 from weightcast_lab.trials.questions import QUESTIONS
+from weightcast_lab.trials.report import report
 from weightcast_lab.trials.savings import savings
 from weightcast_lab.trials.search import open_trials, search
 from weightcast_lab.trials.tolerances import tolerances
-from weightcast_lab.trials.workloads import WORKLOADS
+from weightcast_lab.trials.workloads import (
+    AVERAGES,
+    DELAYS,
+    LATE_TASKS,
+    LENGTHS,
+    LONGER,
+    TASKS,
+    WARMUP,
+    WORKLOADS,
+)
 
 
-def test_the_page_is_the_protocol() -> None:
-    assert Path("docs/trials.md").read_text() == page.page()
+def test_the_sentences_of_the_protocol_have_the_numbers_of_the_data() -> None:
+    said = " ".join(Path("docs/trials.md").read_text().split())
+    used = {c.method.optimizer for c in CANDIDATES.values()}
+    for words in (
+        f"rises in the first {WARMUP:.0%} of the steps",
+        f"averages of θ over {_listed(f'{share:.0%}' for share in AVERAGES)} of the run",
+        ", ".join(
+            f"{OPTIMIZERS[name][0]} {scale:g} times that"
+            for name, scale in SCALES.items()
+            if scale != 1 and name in used
+        ),
+        f"{_listed(TASKS[task].label for task in LATE_TASKS)} also run with gradients that are "
+        f"applied {_listed(DELAYS)} steps late",
+        f"β₁ = {HEAVY} is the momentum of Ajanthan",
+        f"Search seeds are {_listed(SEARCH_SEEDS)}; the second is spent only where the first ends "
+        f"within {NEAR:.0%} of the best.",
+        f"run the fresh seeds {_listed(SEEDS)};",
+        f"28,000 steps ({_listed(w.label.split(', ')[-1] for w in LONGER.values())})",
+        f"have the seeds {_listed(FEWER_SEEDS)}.",
+        f"also run at {_listed(f'{length:g}' for length in LENGTHS)} of the length",
+    ):
+        assert words in said
+
+
+def _listed(things: Iterable[object]) -> str:
+    *first, last = map(str, things)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def test_rounds_and_questions_name_what_there_is() -> None:
@@ -235,7 +282,7 @@ def _loss(name: str, rate: float, seed: int, length: float) -> float:
 
 
 def _result(job) -> RunRecord:
-    name, rate, seed = job.cell.method.name, job.cell.method.learning_rate, job.cell.seed
+    name, rate, seed = job.run.method.name, job.run.method.learning_rate, job.run.seed
     key = job.files.folder.parent.name
     length = float(key.partition("-x")[2] or 1)
     loss = _loss(name, rate, seed, length)
@@ -243,7 +290,7 @@ def _result(job) -> RunRecord:
     readings = {"true": loss} | averages
     return RunRecord(
         configuration="",
-        method=job.cell.method.key,
+        method=job.run.method.key,
         seed=seed,
         history={"step": [0, 10]},
         diverged_at=3 if name == "adamw-s1" and seed == 4 else None,
@@ -297,7 +344,7 @@ def test_every_round_ends_and_leaves_its_runs(studied) -> None:
 def test_a_sample_of_the_tables_is_what_other_code_finds_in_the_raw_runs(studied) -> None:
     experiments, results = studied
     raw = {
-        (job.experiment, job.cell.method.name, job.cell.method.learning_rate, job.cell.seed): r
+        (job.experiment, job.run.method.name, job.run.method.learning_rate, job.run.seed): r
         for job, r in results.items()
     }
     label = WORKLOADS["long-cosine"].label
@@ -383,49 +430,88 @@ def test_results_come_back_from_their_file(studied, tmp_path) -> None:
     experiments, _ = studied
     content = [{k: v for k, v in e.items() if k != "command"} for e in experiments]
     path = save_results(tmp_path, "study", content, command="weightcast study trials")
-    assert report.markdown(load_results(path)) == report.markdown(experiments)
+    assert markdown(report(load_results(path))) == markdown(report(experiments))
 
 
 def test_the_report_shows_every_question(studied) -> None:
     experiments, _ = studied
-    text = report.markdown(experiments)
+    text = markdown(report(experiments))
     for question in QUESTIONS:
         assert question.text in text
     assert "1 of 5 diverged" in text
     console = Console(width=400, file=io.StringIO())
-    console.print(report.terminal(experiments))
+    console.print(terminal(report(experiments)))
     assert "Steps saved" in console.file.getvalue()
-    assert {"tables.md", "nadamw-usual.png", "muon-best.png"} <= set(report.files(experiments))
+    figures = {b.key for b in report(experiments).blocks if isinstance(b, Figure)}
+    assert {"nadamw-usual", "muon-best"} <= figures
 
 
 # --- what is published ---------------------------------------------------------------------------
 
 
+@pytest.mark.results
 def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
     """docs/answers.md, recomputed from the lines of the runs with numpy and scipy alone."""
-    folder, page = Path("results/trials/long-cosine"), Path("docs/answers.md").read_text("utf-8")
-    losses: dict[str, dict[int, float]] = {}
-    for line in (folder / "final/runs.jsonl").read_text().splitlines():
-        run = json.loads(line)
-        name = run["method"].rpartition("-lr")[0]
-        losses.setdefault(name, {})[run["seed"]] = run["readings"]["true"]["test"]
+    page = Path("docs/answers.md").read_text("utf-8")
+    losses: dict[str, dict[str, dict[int, float]]] = {}
+    for folder in Path("results/trials").glob("*-cosine"):
+        for line in (folder / "final/runs.jsonl").read_text().splitlines():
+            run = json.loads(line)
+            name = run["method"].rpartition("-lr")[0]
+            some = losses.setdefault(folder.name, {}).setdefault(name, {})
+            some[run["seed"]] = run["readings"]["true"]["test"]
 
-    def change(name: str, reference: str) -> tuple[float, str]:
-        seeds = sorted(losses[name].keys() & losses[reference].keys())
+    def differences(task: str, name: str, reference: str) -> np.ndarray:
+        found = losses[task]
+        seeds = sorted(found[name].keys() & found[reference].keys())
         assert len(seeds) == 5
-        own, base = (np.log([losses[n][s] for s in seeds]) for n in (name, reference))
-        low, high = stats.ttest_rel(own, base).confidence_interval(0.95)
-        parts = [100 * math.expm1(x) for x in ((low + high) / 2, low, high)]
-        mean, low, high = (f"{x:+.1f}".replace("-", "−") for x in parts)
-        return parts[0], f"{mean} [{low}, {high}]"
+        own, base = (np.log([found[n][s] for s in seeds]) for n in (name, reference))
+        return own - base
 
-    for name, label, reference, sentence in (
-        ("adamw-s3", "AdamW s=3", "adamw", "ahead end {} % below AdamW,"),
-        ("adamw-s3", "AdamW s=3", "nadamw_mu", "and {} % below NAdamW with a constant"),
-        ("muon-s3", "Muon s=3", "muon_nesterov", "{} % below Muon-Nesterov as it is shipped"),
-        ("muon-s3", "Muon s=3", "muon_nesterov-s3-rest", "and {} % below the fairest rival"),
+    def cell_of(middle: float, low: float, high: float) -> str:
+        mean, low, high = (
+            f"{100 * math.expm1(x):+.1f}".replace("-", "−") for x in (middle, low, high)
+        )
+        return f"{mean} [{low}, {high}]"
+
+    def change(task: str, name: str, reference: str) -> tuple[float, str]:
+        some = differences(task, name, reference)
+        low, high = stats.ttest_1samp(some, 0).confidence_interval(0.95)
+        return 100 * math.expm1(some.mean()), cell_of(some.mean(), low, high)
+
+    text = " ".join(page.split())
+    for task, name, label, reference, sentence in (
+        ("long-cosine", "adamw-s3", "AdamW s=3", "adamw", ""),
+        ("long-cosine", "adamw-s3", "AdamW s=3", "nadamw_mu", "The long task ends {} % lower"),
+        (
+            "long-cosine",
+            "muon-s3",
+            "",
+            "muon_nesterov",
+            "{} % below Muon-Nesterov as it is shipped",
+        ),
+        (
+            "long-cosine",
+            "muon-s3",
+            "Muon s=3",
+            "muon_nesterov-s3-rest",
+            "and {} % below the fairest",
+        ),
+        ("cifar10-bn-cosine", "adamw-s3", "", "nadamw_mu", "with BatchNorm {} % lower"),
+        ("cifar10-plain-cosine", "adamw-s3", "", "nadamw_mu", "CIFAR-10 without {} % higher"),
+        ("text-lstm-cosine", "nadamw", "", "nadamw_mu", "{} % lower on one text"),
+        ("text-transformer-cosine", "nadamw", "", "nadamw_mu", "{} % higher on another"),
     ):
-        mean, cell = change(name, reference)
-        if reference != "muon_nesterov":  # that one is in no table of its own
+        mean, cell = change(task, name, reference)
+        if label:
             assert re.search(rf"\| {label} \| (\*\*)?{re.escape(cell)}", page), cell
-        assert sentence.format(f"{-mean:.1f}") in " ".join(page.split())
+        assert sentence.format(f"{abs(mean):.1f}") in text, (sentence, mean)
+        assert (mean > 0) is ("higher" in sentence)
+    # the means over tasks, with Satterthwaite's degrees of freedom
+    for reference in ("adamw", "nadamw_mu"):
+        each = [differences(task, "adamw-s3", reference) for task in losses]
+        parts = np.array([some.var(ddof=1) / len(some) for some in each]) / len(each) ** 2
+        freedom = parts.sum() ** 2 / (parts**2 / 4).sum()
+        middle = float(np.mean([some.mean() for some in each]))
+        half = stats.t.ppf(0.975, freedom) * math.sqrt(parts.sum())
+        assert cell_of(middle, middle - half, middle + half) in page

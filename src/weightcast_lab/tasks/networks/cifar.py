@@ -207,26 +207,11 @@ _PUBLISHED = {
 }
 
 
-def page() -> str:
-    """`docs/networks.md`: parameters of each network here and as published."""
-    lines = [
-        "# The networks",
-        "",
-        "The paper names its networks but not whose variants for images of 32x32 pixels they are.",
-        "These are the ones in common use, made of torchvision's blocks; published counts are",
-        "torchvision's, for ImageNet. `python -c 'from weightcast_lab.tasks.networks import cifar;",
-        'print(cifar.page(), end="")\' > docs/networks.md` writes this page.',
-        "",
-        "| network | parameters | published | why they differ | at a quarter of the width |",
-        "|---|---:|---:|---|---:|",
-    ]
+def table() -> list[list[str]]:
+    """Parameters of each network here and as published, and why they differ."""
+    rows = []
     for name, network in NETWORKS.items():
         full, quarter = (parameter_count(build_network(name, width)) for width in (1, 0.25))
         published, why = _PUBLISHED[name]
-        lines.append(f"| {network.label} | {full:,} | {published} | {why} | {quarter:,} |")
-    lines += [
-        "",
-        "The LSTMs of 650 units, vocabulary of 10,000 words: 16,395,200 parameters with one layer,",
-        "19,780,400 with two.",
-    ]
-    return "\n".join(lines) + "\n"
+        rows.append([network.label, why, f"{full:,}", published, f"{quarter:,}"])
+    return rows
