@@ -1,7 +1,6 @@
 """What a step costs the host where parameters are many and tiny: nothing but calls remains.
 
-python benchmarks/host_cost.py --out benchmarks/results/step-cost-host.json \\
-    --page docs/benchmarks.md
+Its page is that of `step_cost.py`; the command is there.
 """
 
 from __future__ import annotations
