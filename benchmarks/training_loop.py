@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,33 @@ import torch
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json, write_atomically
 from weightcast_lab.methods.method import Hyperparameters, Method
-from weightcast_lab.paper.protocol import EPS, WEIGHT_DECAY, preset_named
+from weightcast_lab.paper.protocol import EPS, WEIGHT_DECAY, recipe_at
 from weightcast_lab.report.markdown import fill_document, markdown_rows
-from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.jobs import Run
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import batch_order, train
 from weightcast_lab.running.workers import prepare_process
-from weightcast_lab.tasks import DataSource, Task, make_task
+from weightcast_lab.tasks import DataSource, Task
 
 NAME = "benchmarks/training_loop.py"
 NETWORKS = ("resnet34", "lstm1")
 
 
-def by_hand(task: Task, settings: Settings) -> None:
+def by_hand(task: Task, recipe: Recipe) -> None:
     """As one would write it."""
     torch.manual_seed(0)
     model = task.build_model()
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=settings.learning_rate,
-        betas=settings.hyperparameters.betas,
+        lr=recipe.learning_rate,
+        betas=recipe.hyperparameters.betas,
         eps=EPS,
         weight_decay=WEIGHT_DECAY,
     )
     evaluate(task, model)
     model.train()
     total, carried = 0.0, None
-    for batch in task.batches(settings.batch_size, batch_order(0, 0)):
+    for batch in task.batches(recipe.batch_size, batch_order(0, 0)):
         loss, carried = task.loss(model, batch, carried)
         optimizer.zero_grad()
         loss.backward()
@@ -68,20 +70,20 @@ def evaluate(task: Task, model: torch.nn.Module) -> None:
         task.evaluate(model)
 
 
-def in_the_laboratory(task: Task, settings: Settings) -> None:
+def in_the_laboratory(task: Task, recipe: Recipe) -> None:
     """The same by `train`, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        cell = Cell(Method("adamw"), 0)
-        files = cell.files(Path(folder), "benchmark")
-        record = train(cell, task, settings, files, lambda *_: None, print)
+        run = Run(Method("adamw"), 0)
+        files = run.files(Path(folder), "benchmark")
+        record = train(run, task, recipe, files, lambda *_: None, print)
         assert record is not None
         files.save_result(record)
 
 
-def seconds(function: Callable[[Task, Settings], None], task: Task, settings: Settings) -> float:
+def seconds(function: Callable[[Task, Recipe], None], task: Task, recipe: Recipe) -> float:
     """Of one call."""
     began = time.perf_counter()
-    function(task, settings)
+    function(task, recipe)
     return time.perf_counter() - began
 
 
@@ -115,23 +117,18 @@ def main() -> None:
     if arguments.out and arguments.out.exists():  # what it holds of the other networks stays
         found = json.loads(arguments.out.read_bytes())["networks"]
     for network in arguments.networks:
-        recipe = preset_named("desk").recipe(network)
-        settings = Settings(
-            task=recipe.task,
-            source=DataSource(arguments.data),
-            learning_rate=recipe.learning_rate,
-            batch_size=recipe.batch_size,
+        recipe = replace(
+            recipe_at("desk", network).placed(DataSource(arguments.data), "cpu"),
             epochs=1,
-            device="cpu",
-            options=tuple(recipe.options.items()),
             hyperparameters=Hyperparameters((0.9, 0.9), EPS, WEIGHT_DECAY),
+            milestones=(),
         )
-        task = make_task(recipe.task, settings.source, **recipe.options)
-        by_hand(task, settings)  # the first one warms up
+        task = recipe.make_task()
+        by_hand(task, recipe)  # the first one warms up
         rounds = []
         for n in range(arguments.rounds):
             pair = [by_hand, in_the_laboratory] if n % 2 else [in_the_laboratory, by_hand]
-            times = {function.__name__: seconds(function, task, settings) for function in pair}
+            times = {function.__name__: seconds(function, task, recipe) for function in pair}
             rounds.append((times["by_hand"], times["in_the_laboratory"]))
         ratios = sorted(ours / hand for hand, ours in rounds)
         found[recipe.label] = {

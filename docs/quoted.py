@@ -5,8 +5,8 @@ A sentence of README or docs holds its number between two marks:
     three steps end <!--=trials/nadamw/adamw-s3/long-cosine/lower-->0.5 % [0.1, 0.9]<!--/-->
 
 A mark names a folder of results/, a question, a method, where (`mean`, a workload, or `-` and the
-workload that the mean leaves out), and what the sentence says: `lower` or `higher`. If the results
-do not show that (any more), the sentence has to be written again, and this says so.
+workload that the mean leaves out), and what the sentence says: `lower`, `higher` or `neither`. If
+the results do not show that (any more), the sentence has to be written again, and this says so.
 
 Two more: `trials/QUESTION/momentum` is at which momentum the second study answers by now, and
 `cost/FILES/COLUMN` the largest cost of a whole training step in those files of benchmarks/results/.
@@ -84,14 +84,16 @@ def said(mark: str) -> str:
         return AT[found(folder)[question].at]
     method, where, claim = rest
     one = effect(folder, question, method, where)
-    if one.verdict != {"lower": "better", "higher": "worse"}[claim] or one.change is None:
+    verdicts = {"lower": "better", "higher": "worse", "neither": ""}
+    if one.verdict != verdicts[claim] or one.change is None:
         raise ValueError(f"{mark!r}: the results do not show it {claim}: write the sentence again.")
     width, sign = one.change.half_width or 0.0, -1 if claim == "lower" else 1
     middle, *ends = (
         number(100 * sign * math.expm1(one.change.mean + sign * part * width), 1)
         for part in (0, -1, 1)
     )
-    return f"{middle} % [{', '.join(ends)}]"
+    sign_of = "+" if claim == "neither" and one.change.mean > 0 else ""
+    return f"{sign_of}{middle} % [{', '.join(ends)}]"
 
 
 def _cost(files: str, column: str) -> str:

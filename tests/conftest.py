@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PACKAGES = ["torch", "lightning", "transformers", "accelerate", "peft", "trl", "timm", "deepspeed",
             "bitsandbytes", "pytorch_optimizer", "schedulefree", "skorch",
-            "safetensors"]  # fmt: skip
+            "safetensors", "ema-pytorch", "pytorch-ignite"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,11 +13,11 @@ QUOTED = runpy.run_path(str(Path(__file__).parents[1] / "quoted.py"))
 
 ROWS = (  # heading, then what is compared, as docs/quoted.py names it
     (
-        "Three steps ahead, one small transformer",
+        "Three steps ahead, warm-up and cosine",
         (
-            ("AdamW against AdamW", "trials/adamw/adamw-s3/long-cosine"),
-            ("AdamW against NAdamW", "trials/nadamw/adamw-s3/long-cosine"),
-            ("Muon against the fairest Muon-Nesterov", "trials/muon/muon-s3/long-cosine"),
+            ("AdamW against AdamW, six tasks", "trials/adamw/adamw-s3/mean"),
+            ("AdamW against NAdamW, six tasks", "trials/nadamw/adamw-s3/mean"),
+            ("Muon against Muon-Nesterov, one task", "trials/muon/muon-s3/long-cosine"),
         ),
     ),
     (

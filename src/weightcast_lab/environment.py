@@ -1,4 +1,4 @@
-"""Where and with what numbers are computed."""
+"""The machine and the versions that numbers are computed with."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def installed_version(package: str) -> str:
-    """Of a package, for people."""
+    """The version of a package, for people."""
     try:
         return version(package)
     except PackageNotFoundError:

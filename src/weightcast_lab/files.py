@@ -16,7 +16,7 @@ from typing import Any
 from weightcast_lab.errors import LabError
 
 FORMAT = 2
-"""Of everything that is written: raised when an older version could not read it."""
+"""The format of all files: raised when an older version could not read them."""
 
 Warn = Callable[[str], None]
 
@@ -63,7 +63,7 @@ def cannot_be_written(path: Path, error: OSError) -> LabError:
     """What to tell a person whose disk is full, or whose folder is not theirs."""
     return LabError(
         f"{path} cannot be written ({error.strerror}): make room or choose another --out; what "
-        "is finished is kept, and the same command continues from there."
+        "is finished is kept, and the same command resumes."
     )
 
 

@@ -46,7 +46,7 @@ KINDS = (
     Kind("variant_of", study, study_in_brief),
     Kind("title", comparison),
 )
-"""In the order in which they are told apart: all have a title, and a comparison has no more."""
+"""All kinds, in the order in which they are told apart: a comparison has a title and no more."""
 
 
 def _kind(experiments: Sequence[Results]) -> Kind:

@@ -26,7 +26,7 @@ def name_in(reference: str) -> str:
 
 
 def resolved(reference: str) -> str:
-    """With an absolute path, so that it means the same in another process."""
+    """The reference with an absolute path, which means the same in every process."""
     path, colon, name = reference.rpartition(":")
     return f"{Path(path).resolve()}:{name}" if colon else reference
 
@@ -57,7 +57,7 @@ def load(reference: str, kind: str) -> Callable[..., Any]:
 
 
 def identity(reference: str, kind: str) -> dict[str, str]:
-    """What a run's numbers depend on besides settings: the file, if it is the user's own."""
+    """What a run's numbers depend on besides its recipe: the file, if it is the user's own."""
     if not is_own(reference):
         return {}
     content = Path(reference.rpartition(":")[0]).read_bytes()

@@ -12,9 +12,10 @@ from tests.lab.helpers import LineTask
 from weightcast_lab.cli import main
 from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.jobs import Run
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
-from weightcast_lab.tasks import DataSource, Task
+from weightcast_lab.tasks import Task
 
 
 class Outcome(NamedTuple):
@@ -51,10 +52,10 @@ def train_line(tmp_path: Path) -> Callable[..., RunRecord | None]:
         until: float = math.inf,
         **more: Any,
     ) -> RunRecord | None:
-        settings = Settings("line", DataSource(), learning_rate, 4, 3, "cpu", **more)
-        cell = Cell(method, seed)
+        recipe = Recipe("line", learning_rate, 4, 3, **more)
+        cell = Run(method, seed)
         files = cell.files(tmp_path / folder, "configuration")
-        record = train(cell, task or LineTask(), settings, files, on_step, warn, until)
+        record = train(cell, task or LineTask(), recipe, files, on_step, warn, until)
         if record is not None:
             files.save_result(record)
         return record

@@ -13,11 +13,11 @@ from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import resolved
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.jobs import Settings
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import DataSource, make_task, parse_options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SETTINGS = Settings("line", DataSource(), 0.01, 4, 3, "cpu")
+RECIPE = Recipe("line", 0.01, 4, 3)
 TEACHER, LION = f"{EXAMPLES}/own_task.py:Teacher", f"{EXAMPLES}/own_optimizer.py:Lion"
 
 
@@ -219,11 +219,11 @@ class Facts(LineTask):
 @pytest.mark.parametrize("facts", [{"shape": (3, 4)}, {"by": {1: "one"}}])
 def test_facts_are_compared_as_they_were_written(tmp_path, facts):
     for _ in range(2):
-        opened = open_experiment("line", SETTINGS, (), (), tmp_path, Facts(**facts))
+        opened = open_experiment("line", RECIPE, (), (), tmp_path, Facts(**facts))
     assert opened.configuration == json.loads(json.dumps(opened.configuration))
 
 
 def test_facts_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(LabError, match="facts of 'A line' must be numbers, texts and lists"):
-        open_experiment("line", SETTINGS, (), (), tmp_path, Facts(size=object()))
+        open_experiment("line", RECIPE, (), (), tmp_path, Facts(size=object()))
     assert not list(tmp_path.iterdir())

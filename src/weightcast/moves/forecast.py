@@ -103,7 +103,9 @@ class OptimizerForecast(RuleForecast):
 
     def check_anything_known(self, batches: list[Batch]) -> None:
         """Say so if no parameter has a displacement after a step."""
-        if not self._observer.watched:  # then its memory holds θ from before the step
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        # while it is watched, its memory holds θ from before the step
+        if not self._observer.watched and any(map(self.reach_of, groups)):
             super().check_anything_known(batches)
 
     def _remember(self, held: dict[Tensor, Tensor], *, may_predict: bool) -> None:

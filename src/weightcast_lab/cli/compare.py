@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -156,10 +157,10 @@ def compare(
     """Train the same model with an optimizer, plain and predicted, over several seeds.
 
     All methods start from the same weights and see the same batches, with the same learning rate
-    unless told otherwise. At the end: a table with 95% intervals, learning curves, and a page to
-    show around.
+    unless told otherwise. At the end: a table with 95% intervals, learning curves, and an HTML
+    report you can share.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
     from weightcast_lab.cli.parsing import (
         methods_to_compare,
@@ -171,9 +172,9 @@ def compare(
     from weightcast_lab.environment import check_precision
     from weightcast_lab.methods.method import Hyperparameters, check_installed, check_learning_rate
     from weightcast_lab.plugins import name_in, resolved
-    from weightcast_lab.running.contents import content_of
+    from weightcast_lab.running.contents import contents_of
     from weightcast_lab.running.experiment import open_experiment
-    from weightcast_lab.running.jobs import Settings
+    from weightcast_lab.running.recipe import Recipe
     from weightcast_lab.tasks import DataSource, make_task, parse_options
 
     task = resolved(task)
@@ -193,13 +194,11 @@ def compare(
     the_task = make_task(task, source, **options)
     preset = the_task.preset
     epochs = epochs or preset.epochs
-    settings = Settings(
-        task=task,
-        source=source,
+    recipe = Recipe(
+        task,
         learning_rate=preset.learning_rate if rate is None else rate,
         batch_size=batch_size or preset.batch_size,
         epochs=epochs,
-        device=chosen_device,
         options=tuple(sorted(options.items())),
         hyperparameters=Hyperparameters(parse_betas(betas), weight_decay=weight_decay),
         milestones=parse_milestones(milestones, epochs),
@@ -207,20 +206,19 @@ def compare(
         precision=precision,
         compiled=compiled,
         delay=delay,
+        source=source,
+        device=chosen_device,
     )
     folder = out or Path("weightcast-runs") / name_in(task)
     experiment = open_experiment(
-        name_in(task), settings, methods, range(seeds or preset.seeds), folder, the_task
+        name_in(task), recipe, methods, range(seeds or preset.seeds), folder, the_task
     )
     how = (
-        f"of {plural(settings.epochs, 'epoch')}, learning rate {settings.learning_rate:g}, "
+        f"of {plural(recipe.epochs, 'epoch')}, learning rate {recipe.learning_rate:g}, "
         f"on {chosen_device}"
     )
     keep_others_out(context, folder)
     order, plan = experiment.jobs(), (the_task.title, how)
     done = compute_all(order, plan, finished_runs(), chosen_device, jobs, end_of(minutes), on)
-
-    def contents(*found: Any) -> list[dict[str, Any]]:
-        return [content_of(experiment, *found)]
-
+    contents = partial(contents_of, [experiment])
     done.report(context, folder, "comparison", contents, as_json, title=the_task.title)

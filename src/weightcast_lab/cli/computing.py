@@ -52,14 +52,14 @@ class Done:
         if self.failures:
             console.print(
                 f"[red]{len(self.failures)} of {self.runs} runs failed[/] and are missing in the "
-                "report: the same command tries them again."
+                "report; run the same command again to retry them."
             )
             raise typer.Exit(1)
         if len(self.results) < self.runs:
-            console.print(_GO_ON.format("Time is up", len(self.results), self.runs))
+            console.print(_RESUME.format("Time is up", len(self.results), self.runs))
 
 
-_GO_ON = "{}: {} of {} runs are finished; the same command goes on from there."
+_RESUME = "{}: {} of {} runs are finished; run the same command again to resume."
 
 
 def chosen_device_of(name: str, on: str | None) -> str:
@@ -129,7 +129,7 @@ def compute_all(
                     failures = run_on_ray(on, left, jobs, display, until)
         except KeyboardInterrupt:
             done = len(results) + len(display.results)
-            console.print(_GO_ON.format("Interrupted", done, len(order)))
+            console.print(_RESUME.format("Interrupted", done, len(order)))
             raise typer.Exit(130) from None
         finally:
             remove_empty_folders({job.files.folder for job in left})

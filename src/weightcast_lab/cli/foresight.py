@@ -55,17 +55,18 @@ def foresight(
     At the end: the direction, the best length and the error of a forecast by how far it looks
     ahead, and how they change with β₁, learning rate and batch size, in tables and a figure.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
-    from weightcast_lab.foresight.settings import contents_of, open_foresight
-    from weightcast_lab.running.experiment import in_order
+    from weightcast_lab.foresight.variations import open_foresight
+    from weightcast_lab.running.contents import contents_of
+    from weightcast_lab.running.experiment import resume_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)
     source = DataSource(data, download=download)
     folder = out or Path("weightcast-runs") / "foresight"
     opened = open_foresight(source, chosen_device, folder, seeds)
-    order = in_order([experiment for _, experiment in opened])
+    order = resume_order(opened)
     if missing:
         say_missing(order)
         if minutes is None:

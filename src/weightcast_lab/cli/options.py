@@ -45,7 +45,7 @@ Minutes = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Stop in time, each run at a checkpoint: the same command goes on from there.",
+        help="Stop after so long, each run at a checkpoint; run the same command again to resume.",
         show_default="no limit",
     ),
 ]
@@ -73,7 +73,7 @@ Missing = Annotated[
     bool,
     typer.Option(
         "--missing",
-        help="Say what runs are left; compute them only if --minutes says for how long.",
+        help="List unfinished runs; compute them only if --minutes says for how long.",
     ),
 ]
 
@@ -91,7 +91,7 @@ On = Annotated[
 def out_option(default: str) -> Any:
     """The option `--out` of a command that computes."""
     return typer.Option(
-        help="Folder for the results. Finished runs in it are not repeated, interrupted ones go "
-        "on, also on another machine.",
+        help="Folder for the results. Finished runs in it are not repeated, interrupted ones "
+        "resume, also on another machine.",
         show_default=default,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -85,31 +86,26 @@ def reproduce(
     """Reproduce the paper: six networks, AdamW and its forecasts, and NAdamW beside them.
 
     At the end: its Tables 1 to 4 with our numbers beside the printed ones, its Figures 1 to 4, its
-    claims with a verdict each, and a page to show around.
+    claims with a verdict each, and an HTML report you can share.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
     from weightcast_lab.environment import check_precision
-    from weightcast_lab.paper.reproduction import Wanted, contents_of, open_reproduction
-    from weightcast_lab.running.experiment import in_order
+    from weightcast_lab.paper.reproduction import open_reproduction, recipes_of
+    from weightcast_lab.running.contents import contents_of
+    from weightcast_lab.running.experiment import resume_order
     from weightcast_lab.tasks import DataSource
 
     chosen_device = chosen_device_of(device, on)
     check_precision(precision, chosen_device)
-    wanted = Wanted(
-        names=tuple(names or ["all"]),
-        preset=preset,
-        seeds=seeds,
-        beta2s=tuple(beta2),
-        source=DataSource(data, download=download),
-        device=chosen_device,
-        precision=precision,
-        compiled=compiled,
-        clip_norm=clip,
-    )
+    source = DataSource(data, download=download)
+    recipes = {
+        key: replace(recipe.placed(source, chosen_device), precision=precision, compiled=compiled)
+        for key, recipe in recipes_of(names or ["all"], preset, beta2, clip).items()
+    }
     folder = out or Path("weightcast-runs") / f"reproduction-{preset}"
-    experiments = open_reproduction(wanted, folder)
-    order = in_order(experiments)
+    experiments = open_reproduction(recipes, preset, seeds or 1, folder)
+    order = resume_order(experiments)
     if missing:
         say_missing(order)
         if minutes is None:

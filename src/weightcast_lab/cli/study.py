@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Example: `weightcast study core --data FOLDER --minutes 180` computes for three hours; "
-    "the same command goes on from there."
+    "run the same command again to resume."
 )
 
 
@@ -82,7 +82,7 @@ def study(
     The protocol is written down in docs/study.md. At the end: the paired differences that answer
     its questions, corrected for their number, tables of every task, and figures.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Stop it whenever you like, and run the same command again to resume.
     """
     from weightcast_lab.running.progress import print_phases
     from weightcast_lab.study.search import OpenStudy, contents_of, open_study

@@ -24,7 +24,7 @@ DEFAULT_BETA1 = 0.9
 
 
 @dataclass(frozen=True)
-class Sight:
+class ForesightSummary:
     """What was found of a method in a setting.
 
     `values` holds by quantity an array of shape (seeds, epochs, horizons).
@@ -43,7 +43,7 @@ class Sight:
         return mean
 
 
-def sights(experiments: Sequence[Results]) -> list[Sight]:
+def summaries(experiments: Sequence[Results]) -> list[ForesightSummary]:
     """All that was measured, setting by setting."""
     found = []
     for experiment in experiments:
@@ -60,7 +60,7 @@ def sights(experiments: Sequence[Results]) -> list[Sight]:
             if experiment["varied"]:
                 label += f", {_name(experiment['varied'])} {experiment['value']:g}"
             horizons = tuple(experiment["configuration"]["horizons"])
-            found.append(Sight(experiment, label, method["label"], horizons, values))
+            found.append(ForesightSummary(experiment, label, method["label"], horizons, values))
     return found
 
 
@@ -76,16 +76,16 @@ TABLES = {
 }
 
 
-def _table(found: Sequence[Sight], quantity: str, title: str) -> Table:
+def _table(found: Sequence[ForesightSummary], quantity: str, title: str) -> Table:
     rows = [
         [
-            sight.label,
-            sight.method,
-            *(NOTHING if np.isnan(v) else number(float(v), 2) for v in sight.mean(quantity)),
+            summary.label,
+            summary.method,
+            *(NOTHING if np.isnan(v) else number(float(v), 2) for v in summary.mean(quantity)),
         ]
-        for sight in found
+        for summary in found
     ]
-    horizons = (f"s = {s}" for sight in found[:1] for s in sight.horizons)
+    horizons = (f"s = {s}" for summary in found[:1] for s in summary.horizons)
     return Table(title, ["Setting", "Method", *horizons], plain(rows), left=2)
 
 
@@ -112,7 +112,7 @@ def notes_of(experiments: Sequence[Results]) -> list[str]:
 
 def report(experiments: Sequence[Results]) -> Report:
     """All that there is to show: one table a quantity, and a figure."""
-    found = sights(experiments)
+    found = summaries(experiments)
     title = "How far the last step sees"
     return Report(
         command="foresight",
@@ -131,7 +131,7 @@ def report(experiments: Sequence[Results]) -> Report:
 # --- the figure ----------------------------------------------------------------------------------
 
 
-def draw(found: Sequence[Sight], theme: Theme, columns: int) -> Drawn:
+def draw(found: Sequence[ForesightSummary], theme: Theme, columns: int) -> Drawn:
     """The workloads as they are, then what changes with β₁, learning rate and batch size."""
     plain = [s for s in found if not s.experiment["varied"] and s.method == "AdamW"]
     bases = {s.experiment["base"]: s for s in plain}
@@ -176,8 +176,8 @@ _LABELS = {
 }
 
 
-def _usual(sight: Sight, varied: str) -> float:
-    configuration = sight.experiment["configuration"]
+def _usual(summary: ForesightSummary, varied: str) -> float:
+    configuration = summary.experiment["configuration"]
     if varied == "beta1":
         betas = configuration["betas"]
         return DEFAULT_BETA1 if betas is None else float(betas[0])
@@ -185,12 +185,12 @@ def _usual(sight: Sight, varied: str) -> float:
 
 
 def _draw_lines(
-    panel: Axes, lines: Sequence[tuple[str, Sight]], quantity: str, colors: str
+    panel: Axes, lines: Sequence[tuple[str, ForesightSummary]], quantity: str, colors: str
 ) -> None:
     palette = matplotlib.colormaps[colors]
-    for place, (label, sight) in enumerate(lines):
+    for place, (label, summary) in enumerate(lines):
         color = palette(place if colors == "tab10" else 0.9 * place / max(1, len(lines) - 1))
-        panel.plot(sight.horizons, sight.mean(quantity), color=color, marker="o", label=label)
+        panel.plot(summary.horizons, summary.mean(quantity), color=color, marker="o", label=label)
     panel.set_xscale("log", base=2)
     horizons = lines[0][1].horizons if lines else ()
     panel.set_xticks(horizons, [str(s) for s in horizons])
@@ -213,11 +213,11 @@ def _draw_perfect(
     panel.set_ylim(top=min(max(1.25 * top, 2.0), 16.5))
 
 
-def _draw_training(panel: Axes, plain: Sequence[Sight]) -> None:
+def _draw_training(panel: Axes, plain: Sequence[ForesightSummary]) -> None:
     """The cosine three steps ahead, from the first epoch to the last."""
     palette = matplotlib.colormaps["tab10"]
-    for place, sight in enumerate(plain):
-        curve = sight.values["cosine"][:, :, sight.horizons.index(3)].mean(axis=0)
+    for place, summary in enumerate(plain):
+        curve = summary.values["cosine"][:, :, summary.horizons.index(3)].mean(axis=0)
         shares = (np.arange(len(curve)) + 0.5) / len(curve)
-        panel.plot(shares, curve, color=palette(place), marker="o", label=sight.label)
+        panel.plot(shares, curve, color=palette(place), marker="o", label=summary.label)
     panel.set(title="Over training, s = 3", xlabel="share of training", ylabel=_LABELS["cosine"])

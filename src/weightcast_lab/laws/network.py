@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import weightcast
 
 ITERATIONS = 25
-"""Of power iteration, each time from where the last one ended."""
+"""How many steps power iteration takes, each time from where it last ended."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from weightcast_lab.report.tables import number
 BETA = 0.9
 AHEAD = (0.0, BETA, 1.0, 2.0, 3.0, 5.0, 8.0)
 RATES = {0.0: 0.3, 1.0: 0.1, 3.0: 0.3 / 7}
-"""Of the network's runs, by s: such that all have the same edge."""
+"""The rates of the network's runs, by s: all have the same edge."""
 
 
 def tables() -> dict[str, str]:

@@ -32,7 +32,7 @@ PARTS = ("", "matrices", "rest")
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """For every optimizer that takes them; None leaves the optimizer's default.
+    """What every optimizer is given that takes it; None leaves the optimizer's default.
 
     Raises:
         LabError: a value is not possible.
@@ -45,14 +45,16 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         """Check everything before anything runs."""
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise LabError(f"Betas {self.betas} are not possible: each must be in [0, 1).")
+            first, second = map(exact, self.betas)
+            raise LabError(f"β₁ and β₂ must be in [0, 1), got {first} and {second}.")
         for name in ("eps", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise LabError(f"{name} {value:g} is not possible: it must be 0 or more.")
+                said = name.replace("_", " ")
+                raise LabError(f"{said} must be 0 or more and finite, got {value:g}.")
 
     def taken_by(self, constructor: Callable[..., Optimizer]) -> dict[str, Any]:
-        """Those that are set and that the optimizer has."""
+        """The hyperparameters that are set and that the optimizer has."""
         known = inspect.signature(constructor).parameters
         return {name: v for name, v in vars(self).items() if v is not None and name in known}
 
@@ -68,7 +70,7 @@ def exact(value: float) -> str:
 
 @cache  # a study makes each of its methods thousands of times
 def _arguments_of(optimizer: str) -> Mapping[str, inspect.Parameter]:
-    """Of the optimizer's constructor."""
+    """The parameters of the optimizer's constructor."""
     _, constructor = optimizer_named(optimizer)
     return inspect.signature(constructor).parameters
 
@@ -111,7 +113,7 @@ class Method:
             try:
                 checked_steps(self.steps, "steps", self.decaying)
             except ValueError as error:
-                raise LabError(f"--steps {self.steps:g} is not possible: {error}") from None
+                raise LabError(f"--steps {self.steps:g}: {error}") from None
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
         if self.beta1 is not None:
@@ -279,7 +281,7 @@ def check_learning_rate(value: float) -> None:
         LabError: it is not positive and finite.
     """
     if not 0 < value < math.inf:
-        raise LabError(f"--lr {value:g} is not possible: it must be positive and finite.")
+        raise LabError(f"--lr must be positive and finite, got {value:g}.")
 
 
 def check_installed(methods: Iterable[Method]) -> None:

@@ -222,7 +222,7 @@ PACKAGES = {
     "lookahead": "pytorch_optimizer",
     "schedule_free": "schedulefree",
 }
-"""Where those come from that torch lacks."""
+"""The packages of the optimizers that torch lacks."""
 
 PLAIN_ONLY = ("schedule_free", "lookahead")
 """They move the weights to places of their own, so that a forecast has no meaning."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from weightcast_lab.paper.comparison import difference
 from weightcast_lab.paper.protocol import BASELINE, METHODS, TABLES
 from weightcast_lab.report.tables import number, tone
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import measure
 from weightcast_lab.results.statistics import Interval
 
@@ -77,16 +77,16 @@ def claims(experiments: Sequence[Results]) -> list[Claim]:
     ]
 
 
-def _early_loss(run: Run) -> float:
+def _early_loss(run: StoredRun) -> float:
     losses = run["history"]["validation_loss"]
     return float(losses[math.ceil((len(losses) - 1) / 4)])
 
 
-def _best_loss(run: Run) -> float:
+def _best_loss(run: StoredRun) -> float:
     return float(min(run["history"]["validation_loss"]))
 
 
-def _best_metric(experiment: Results) -> Callable[[Run], float]:
+def _best_metric(experiment: Results) -> Callable[[StoredRun], float]:
     higher = experiment["metric"]["higher_is_better"]
     return lambda run: measure(run, higher)["best metric"]
 

@@ -17,7 +17,7 @@ from weightcast_lab.paper.protocol import (
     PrintedTable,
 )
 from weightcast_lab.report.tables import shown
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import finished, measure, pairs
 from weightcast_lab.results.statistics import Interval, mean_interval
 
@@ -108,7 +108,7 @@ def _entries(experiment: Results | None, table: PrintedTable, network: str) -> l
     if experiment is None:
         return [Entry(None, printed.get(m.key), None, False, "missing") for m in COLUMNS]
 
-    def value(run: Run) -> float:
+    def value(run: StoredRun) -> float:
         return measure(run, table.higher_is_better)[table.quantity]
 
     ours = {
@@ -130,7 +130,7 @@ def _entries(experiment: Results | None, table: PrintedTable, network: str) -> l
 
 
 def difference(
-    experiment: Results, key: str, value: Callable[[Run], float], reference: str = REFERENCE
+    experiment: Results, key: str, value: Callable[[StoredRun], float], reference: str = REFERENCE
 ) -> Interval | None:
     """The paired difference of two methods in something measured in a run."""
     both = pairs(experiment, key, reference)
@@ -188,7 +188,7 @@ _FIGURES = (
 )
 
 
-def departures(experiment: Results) -> list[str]:
+def deviations(experiment: Results) -> list[str]:
     """What the paper did otherwise."""
     network = experiment["network"]
     recipe, ours = RECIPES[network], experiment["configuration"]
@@ -220,7 +220,7 @@ _PRINTED = {network for table in TABLES.values() for network in table.rows}
 
 def _caption(experiments: dict[str, Results]) -> str:
     """What differed from the paper: said once where it holds for all networks."""
-    said = {RECIPES[n].label: departures(e) for n, e in experiments.items()}
+    said = {RECIPES[n].label: deviations(e) for n, e in experiments.items()}
     common = [d for d in next(iter(said.values())) if all(d in others for others in said.values())]
     parts = [f"Unlike the paper: {', '.join(common)}."] if common else []
     for label, own in said.items():

@@ -5,12 +5,12 @@ Lei Guan, "Weight Prediction Boosts the Convergence of AdamW" (PAKDD 2023, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from weightcast_lab.errors import unknown_name
 from weightcast_lab.methods.method import Method
+from weightcast_lab.running.recipe import Recipe, options_of
 
 BETA1, BETA2 = 0.9, 0.9
 """β₁ and β₂ as printed; torch's default for β₂ is 0.999."""
@@ -24,37 +24,29 @@ BASELINE = Method("nadamw")
 """Not in the paper: a look-ahead that costs nothing."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the paper trains one network; AdamW's settings are above.
-
-    Attributes:
-        label: The network's name in the tables.
-        task: One of `weightcast_lab.tasks.TASKS`.
-        options: What the task's function takes besides the data.
-        epochs: Passes over the training data.
-        batch_size: Images, or streams of text.
-        learning_rate: γ of the first epochs.
-        milestones: The learning rate is divided by 10 after so many epochs.
-    """
-
-    label: str
-    task: str
-    options: Mapping[str, Any]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    milestones: tuple[int, ...]
-
-
 def _cnn(label: str, network: str) -> Recipe:
-    return Recipe(label, "cifar10", {"network": network}, 120, 128, 1e-4, (90,))
+    return Recipe(
+        "cifar10",
+        learning_rate=1e-4,
+        batch_size=128,
+        epochs=120,
+        options=options_of(network=network),
+        label=label,
+        milestones=(90,),
+    )
 
 
 def _lstm(label: str, layers: int) -> Recipe:
-    # the window is not printed: 35 is the field's usual one
-    shape = {"units": 650, "layers": layers, "dropout": 0.5, "window": 35}
-    return Recipe(label, "ptb", shape, 100, 20, 0.01, (60, 80))
+    return Recipe(
+        "ptb",
+        learning_rate=0.01,
+        batch_size=20,
+        epochs=100,
+        # the window is not printed: 35 is the field's usual one
+        options=options_of(units=650, layers=layers, dropout=0.5, window=35),
+        label=label,
+        milestones=(60, 80),
+    )
 
 
 RECIPES = {
@@ -132,59 +124,40 @@ TABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A size at which to run the protocol: for each task, what differs from the paper's recipe."""
-
-    about: str
-    seeds: int
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def recipe(self, network: str) -> Recipe:
-        """The recipe of a network at this size."""
-        recipe = RECIPES[network]
-        options = {**recipe.options, **self.options.get(recipe.task, {})}
-        return replace(recipe, **self.changes.get(recipe.task, {}), options=options)
+def _on_a_desk(recipe: Recipe) -> Recipe:
+    if recipe.task == "ptb":
+        smaller = recipe.with_options(units=200, training_tokens=185_917)
+        return replace(smaller, epochs=8, milestones=(5, 6))
+    smaller = recipe.with_options(width=0.25, training_images=5_000, validation_images=2_000)
+    return replace(smaller, epochs=12, batch_size=32, learning_rate=1e-3, milestones=(9,))
 
 
-PRESETS = {
-    "paper": Preset("the paper's own size: days on a GPU", seeds=1),
-    "desk": Preset(
-        "a quarter of the width, a tenth of the images, a fifth of the words: hours on a desk",
-        seeds=1,
-        changes={
-            "cifar10": {
-                "epochs": 12,
-                "batch_size": 32,
-                "learning_rate": 1e-3,
-                "milestones": (9,),
-            },
-            "ptb": {"epochs": 8, "milestones": (5, 6)},
-        },
-        options={
-            "cifar10": {"width": 0.25, "training_images": 5_000, "validation_images": 2_000},
-            "ptb": {"units": 200, "training_tokens": 185_917},
-        },
-    ),
-    "smoke": Preset(
-        "a few batches of everything: minutes, to see that it all runs",
-        seeds=1,
-        changes={
-            "cifar10": {
-                "epochs": 3,
-                "batch_size": 32,
-                "learning_rate": 1e-3,
-                "milestones": (2,),
-            },
-            "ptb": {"epochs": 3, "milestones": (1, 2)},
-        },
-        options={
-            "cifar10": {"width": 0.25, "training_images": 320, "validation_images": 200},
-            "ptb": {"units": 100, "training_tokens": 20_000, "validation_tokens": 5_000},
-        },
-    ),
+def _for_smoke(recipe: Recipe) -> Recipe:
+    if recipe.task == "ptb":
+        smaller = recipe.with_options(units=100, training_tokens=20_000, validation_tokens=5_000)
+        return replace(smaller, epochs=3, milestones=(1, 2))
+    smaller = recipe.with_options(width=0.25, training_images=320, validation_images=200)
+    return replace(smaller, epochs=3, batch_size=32, learning_rate=1e-3, milestones=(2,))
+
+
+PRESETS: Mapping[str, Callable[[Recipe], Recipe]] = {
+    "paper": lambda recipe: recipe,
+    "desk": _on_a_desk,
+    "smoke": _for_smoke,
 }
+"""The paper's own size: days on a GPU; a quarter of the width, a tenth of the images and a fifth of
+the words: hours on a desk; a few batches of everything: minutes, to see that it all runs."""
+
+
+def recipe_at(preset: str, network: str) -> Recipe:
+    """The recipe of a network at this size.
+
+    Raises:
+        LabError: there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    return PRESETS[preset](RECIPES[network])
 
 
 def networks_named(names: Iterable[str]) -> list[str]:
@@ -204,14 +177,3 @@ def networks_named(names: Iterable[str]) -> list[str]:
         else:
             raise unknown_name("network or table", name, ["all", *TABLES, *RECIPES])
     return list(dict.fromkeys(found))
-
-
-def preset_named(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        LabError: there is none.
-    """
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]

@@ -41,7 +41,7 @@ def cell_text(entry: Entry, decimals: int) -> str:
 
 
 def header(first: str = "Network") -> list[str]:
-    """Of the tables."""
+    """The columns of the tables."""
     return [first, *(m.label for m in COLUMNS)]
 
 

@@ -26,7 +26,7 @@ class Place(Flag):
 
 EVERYWHERE = Place.TERMINAL | Place.MARKDOWN | Place.PAGE
 WRITTEN = Place.MARKDOWN | Place.PAGE
-"""Where there is room."""
+"""Everywhere but in the terminal, which has less room."""
 
 
 @dataclass(frozen=True)

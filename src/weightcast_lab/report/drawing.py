@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import finished
 from weightcast_lab.results.statistics import mean_interval
 
@@ -121,7 +124,25 @@ def to_image(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def column_of(runs: Iterable[Run], name: str) -> Array:
+def in_the_dark(svg: bytes) -> bytes:
+    """A picture that was drawn in the light theme, in the colours of the dark one."""
+    colors = _dark_colors()
+    return re.sub(rb"#[0-9a-f]{6}", lambda found: colors.get(found[0], found[0]), svg)
+
+
+@cache
+def _dark_colors() -> dict[bytes, bytes]:
+    """The dark theme's colours by the light theme's."""
+    names = ("ink", "soft", "line", "paper", "better", "worse")
+    pairs = [(getattr(LIGHT, name), getattr(DARK, name)) for name in names]
+    pairs += zip(LIGHT.baselines, DARK.baselines, strict=True)
+    for family in FAMILIES:
+        shades = (matplotlib.colormaps[family](np.linspace(*t.shades, 500)) for t in (LIGHT, DARK))
+        pairs += ((to_hex(a), to_hex(b)) for a, b in zip(*shades, strict=True))
+    return {light.encode(): dark.encode() for light, dark in pairs}
+
+
+def column_of(runs: Iterable[StoredRun], name: str) -> Array:
     """A column of the histories, of shape (runs, evaluations).
 
     The evaluation before training is left out: on its scale the rest would be flat.
@@ -160,7 +181,7 @@ def draw_line(
 
 
 def use_log_scale_if_wide(panel: Axes) -> None:
-    """Where the highest value is more than three times the lowest."""
+    """Scale logarithmically where the highest value is over three times the lowest."""
     low, high = panel.get_ylim()
     if low > 0 and high / low > 3:
         panel.set_yscale("log")
@@ -230,7 +251,7 @@ def styles_of(results: Results, theme: Theme) -> dict[str, Style]:
 
 
 def figure_settings(theme: Theme) -> Any:
-    """Matplotlib's settings (which it types by their names): quiet axes, room to breathe."""
+    """Matplotlib's parameters (which it types by their names): quiet axes, room to breathe."""
     return {
         "text.parse_math": False,  # a $ in the name of a metric is no formula
         "font.family": "sans-serif",

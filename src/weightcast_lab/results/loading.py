@@ -11,10 +11,10 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, to_json, write_atomically
 
 Results = dict[str, Any]
-Run = dict[str, Any]
+StoredRun = dict[str, Any]
 
 
-RUN_DEFAULTS: Run = {"diverged_at": None, "test": {}}
+RUN_DEFAULTS: StoredRun = {"diverged_at": None, "test": {}}
 """What a run has that does not say otherwise."""
 
 _KEYS = ("title", "metric", "configuration", "methods", "seeds", "environments", "runs")
@@ -56,7 +56,7 @@ def load_results(path: Path) -> list[Results]:
 
 
 def _check_shape(experiment: Results) -> None:
-    """Of all that every report reads.
+    """Check the shape of all that every report reads.
 
     Raises:
         ValueError: something is not of its type.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.statistics import steps_to_target
 
 LOSS_DECIMALS = 4
 
 
-def finished(results: Results, key: str) -> dict[int, Run]:
+def finished(results: Results, key: str) -> dict[int, StoredRun]:
     """The runs of a method that came to their end, by seed."""
     runs = {run["seed"]: run for run in results["runs"] if run["method"] == key}
     return {
@@ -21,7 +21,7 @@ def finished(results: Results, key: str) -> dict[int, Run]:
     }
 
 
-def pairs(results: Results, key: str, reference: str) -> list[tuple[Run, Run]]:
+def pairs(results: Results, key: str, reference: str) -> list[tuple[StoredRun, StoredRun]]:
     """The finished runs of two methods, seed by seed.
 
     The seeds share initial weights and batches, so what they have in common cancels; but only in
@@ -29,10 +29,20 @@ def pairs(results: Results, key: str, reference: str) -> list[tuple[Run, Run]]:
     """
     own, base = finished(results, key), finished(results, reference)
     both = [(own[seed], base[seed]) for seed in own if seed in base]
-    return [(run, other) for run, other in both if run["environment"] == other["environment"]]
+    places = list(map(place_of, results["environments"]))
+
+    def where(run: StoredRun) -> list[dict[str, str]]:
+        return [places[number] for number in run["environment"]]
+
+    return [(run, other) for run, other in both if where(run) == where(other)]
 
 
-def measure(run: Run, higher_is_better: bool) -> dict[str, float]:
+def place_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment changes the last digits of a loss: not this project's version."""
+    return {name: value for name, value in environment.items() if name != "weightcast"}
+
+
+def measure(run: StoredRun, higher_is_better: bool) -> dict[str, float]:
     """What a finished run has come to, by key of quantity."""
     losses, metrics = run["history"]["validation_loss"], run["history"]["metric"]
     return {
@@ -44,7 +54,7 @@ def measure(run: Run, higher_is_better: bool) -> dict[str, float]:
     }
 
 
-def steps_ratio(run: Run, reference: Run) -> float | None:
+def steps_ratio(run: StoredRun, reference: StoredRun) -> float | None:
     """Steps to the reference's final loss, as a share of the reference's steps."""
     target = reference["history"]["validation_loss"][-1]
     steps = steps_to_target(run["history"]["step"], run["history"]["validation_loss"], target)

@@ -30,7 +30,7 @@ class RunRecord:
         method: The key of its method.
         seed: Fixes initial weights, batches and dropout.
         history: A list per column: `step`, `train_loss`, `validation_loss`, `metric`, `seconds`,
-            and `foresight` where the settings ask for it; a row per evaluation.
+            and `foresight` where the recipe asks for it; a row per evaluation.
         environments: All on which parts of it were computed.
         diverged_at: The step at which it did, if it did.
         test: What was measured at the end, by name.
@@ -65,7 +65,7 @@ class RunRecord:
 
     @classmethod
     def from_line(cls, line: bytes) -> RunRecord:
-        """Of a line of the file; fields that this version does not know are left out.
+        """Read a line of the file; fields that this version does not know are left out.
 
         Raises:
             ValueError: it is no run.
@@ -77,7 +77,7 @@ class RunRecord:
             raise ValueError("no run") from None
 
     def to_line(self) -> bytes:
-        """As it stands in the file, with the line's end."""
+        """The line of the file, with its end."""
         return json_line(asdict(self))
 
 
@@ -134,7 +134,7 @@ def _mend_the_end(file: FileIO) -> bytes:
 
 
 def _write(file: FileIO, content: bytes) -> None:
-    """All of it: the system may take less at a time."""
+    """Write all of it: the system may take less at a time."""
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]

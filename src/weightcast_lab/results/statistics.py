@@ -76,7 +76,7 @@ def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | No
 
 
 def p_value(values: Sequence[float]) -> float:
-    """Of the two-sided t test that the mean of such values is zero.
+    """The p value of the two-sided t test that the mean of such values is zero.
 
     1 for fewer than two values, and for values without any scatter, which prove nothing.
     """
@@ -160,5 +160,5 @@ def median_interval(values: Sequence[float | None]) -> MedianInterval | None:
 
 
 def _coverage(n: int, outside: int) -> float:
-    """Of the interval between the order statistics that leave so many out on either side."""
+    """The confidence that the order statistics with so many outside on either side enclose it."""
     return 1 - 2 * float(stats.binom.cdf(outside, n, 0.5))

@@ -1,7 +1,7 @@
 """Runs on the machines of a Ray cluster: same jobs, watcher and events as `workers.run_jobs`.
 
 The data and the folder of the results must have the same path on all machines, and each needs
-weightcast. A run whose machine is lost goes on elsewhere from its last checkpoint.
+weightcast. A run whose machine is lost resumes elsewhere from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_address(address: str) -> None:
     """
     if address != "ray" and not address.startswith("ray://"):
         raise LabError(
-            f"--on {address} is not possible: give ray (the cluster that runs here, or a new one "
+            f"--on {address} is no cluster: give ray (the one that runs here, or a new one "
             "of this machine) or ray://HOST:PORT."
         )
     _ray()
@@ -72,7 +72,7 @@ def run_on_ray(
     ray = _ray()
     _connect(ray, address)
     try:
-        is_gpu = jobs[0].settings.device == "cuda"
+        is_gpu = jobs[0].recipe.device == "cuda"
         slots = int(ray.cluster_resources().get("GPU" if is_gpu else "CPU", 0))
         if not slots:
             raise LabError(
@@ -124,7 +124,7 @@ def _run(
 
 
 def _work(job: Job, number: int, queue: Any, until: float) -> tuple[Any, ...]:
-    """On the cluster: one run."""
+    """Compute one run, on the cluster."""
     prepare_process()
     return compute(job, _loader(), lambda *event: queue.put((number, *event)), until)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weightcast_lab.plugins import name_in
@@ -13,6 +13,13 @@ from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.experiment import Experiment
 from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.workers import Failures
+
+
+def contents_of(
+    experiments: Iterable[Experiment], results: Mapping[Job, RunRecord], failures: Failures
+) -> list[dict[str, Any]]:
+    """All that a report needs to know of each."""
+    return [content_of(experiment, results, failures) for experiment in experiments]
 
 
 def content_of(
@@ -32,14 +39,14 @@ def content_of(
                 "label": m.label,
                 "optimizer": name_in(m.optimizer),
                 "steps": str(m.steps) if m.steps == math.inf else m.steps,  # JSON has no infinity
-                "learning rate": m.learning_rate or experiment.settings.learning_rate,
+                "learning rate": m.learning_rate or experiment.recipe.learning_rate,
             }
             for m in experiment.methods
         ],
         "seeds": list(experiment.seeds),
         "environments": environments,
         "failures": [
-            {"method": job.cell.method.key, "seed": job.cell.seed, "reason": failures[job]}
+            {"method": job.run.method.key, "seed": job.run.seed, "reason": failures[job]}
             for job in jobs
             if job in failures
         ],

@@ -1,4 +1,4 @@
-"""From what the user wants to compare to the results file."""
+"""Runs that have everything in common but method and seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from weightcast_lab.files import digest_of
 from weightcast_lab.methods.method import Method
 from weightcast_lab.plugins import foreign, identity, name_in
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.jobs import Cell, Job, Settings
+from weightcast_lab.running.jobs import Job, Run
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import Task
 
 
@@ -27,7 +28,7 @@ class Experiment:
     """
 
     key: str
-    settings: Settings
+    recipe: Recipe
     folder: Path
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
@@ -41,81 +42,84 @@ class Experiment:
             method: digest_of(self.configuration | identity(method.optimizer, "optimizer"))
             for method in self.methods
         }
-        cells = [Cell(method, seed) for seed in self.seeds for method in self.methods]
+        runs = [Run(method, seed) for seed in self.seeds for method in self.methods]
         return [
-            Job(cell, self.settings, cell.files(self.folder, digests[cell.method]), self.label)
-            for cell in cells
+            Job(run, self.recipe, run.files(self.folder, digests[run.method]), self.label)
+            for run in runs
         ]
 
 
 def open_experiment(
     key: str,
-    settings: Settings,
+    recipe: Recipe,
     methods: Iterable[Method],
     seeds: Iterable[int],
     folder: Path,
     task: Task,
     label: str = "",
+    **about: Any,
 ) -> Experiment:
-    """Make the folder of an experiment, or go on in it if it was made with the same configuration.
+    """Make the folder of an experiment, or resume in it if its configuration is the same.
+
+    What is said `about` it besides is for its report.
 
     Raises:
         LabError: it was not, or it cannot be used, or a setting does not suit the task.
     """
     with foreign(f"The batches of {task.title!r} cannot be made"):
-        steps = settings.epochs * len(task.batches(settings.batch_size, torch.Generator()))
-    if settings.delay >= steps:
+        steps = recipe.epochs * len(task.batches(recipe.batch_size, torch.Generator()))
+    if recipe.delay >= steps:
         raise LabError(
-            f"--delay {settings.delay} is longer than a run of {steps} steps: no gradient would "
+            f"--delay {recipe.delay} is longer than a run of {steps} steps: no gradient would "
             "ever be applied."
         )
     try:  # as they will be read back, to be compared
-        configuration = json.loads(json.dumps(_configuration(settings, task), allow_nan=False))
+        configuration = json.loads(json.dumps(_configuration(recipe, task), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise LabError(
             f"The facts of {task.title!r} must be numbers, texts and lists of them: {error}."
         ) from None
     preset = task.preset.learning_rate
     open_folder(folder, configuration)
-    about = {
+    about |= {
         "title": task.title,
         "metric": vars(task.metric),
-        "learning_rate_is_preset": settings.learning_rate == preset,
+        "learning_rate_is_preset": recipe.learning_rate == preset,
     }
     return Experiment(
-        key, settings, folder, tuple(methods), tuple(seeds), configuration, about, label
+        key, recipe, folder, tuple(methods), tuple(seeds), configuration, about, label
     )
 
 
-def in_order(experiments: Sequence[Experiment]) -> list[Job]:
+def resume_order(experiments: Sequence[Experiment]) -> list[Job]:
     """All runs: those that have begun first, then seed by seed."""
     jobs = [job for experiment in experiments for job in experiment.jobs()]
-    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.cell.seed))
+    return sorted(jobs, key=lambda job: (not job.files.has_begun, job.run.seed))
 
 
-def _configuration(settings: Settings, task: Task) -> dict[str, Any]:
+def _configuration(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Everything that numbers depend on, except method, seed and machine."""
-    hyperparameters = settings.hyperparameters
+    hyperparameters = recipe.hyperparameters
     with foreign(f"The model of {task.title!r} cannot be built"):
         model = task.build_model()
     return {
-        "task": name_in(settings.task),
-        **identity(settings.task, "task"),
+        "task": name_in(recipe.task),
+        **identity(recipe.task, "task"),
         **task.facts,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "learning rate": settings.learning_rate,
-        "milestones": list(settings.milestones),
-        "batch size": settings.batch_size,
-        "epochs": settings.epochs,
+        "learning rate": recipe.learning_rate,
+        "milestones": list(recipe.milestones),
+        "batch size": recipe.batch_size,
+        "epochs": recipe.epochs,
         "betas": None if hyperparameters.betas is None else list(hyperparameters.betas),
         "eps": hyperparameters.eps,
         "weight decay": hyperparameters.weight_decay,
-        "gradient clipping": settings.clip_norm,
-        "precision": settings.precision,
-        "compiled": settings.compiled,
+        "gradient clipping": recipe.clip_norm,
+        "precision": recipe.precision,
+        "compiled": recipe.compiled,
         # only where there is something: folders from before there was such a thing stay valid
-        **({"horizons": list(settings.horizons)} if settings.horizons else {}),
-        **({"delay": settings.delay} if settings.delay else {}),
-        **({"cosine": True, "warm-up": settings.warmup} if settings.cosine else {}),
-        **({"averages": list(settings.averages)} if settings.averages else {}),
+        **({"horizons": list(recipe.horizons)} if recipe.horizons else {}),
+        **({"delay": recipe.delay} if recipe.delay else {}),
+        **({"cosine": True, "warm-up": recipe.warmup} if recipe.cosine else {}),
+        **({"averages": list(recipe.averages)} if recipe.averages else {}),
     }

@@ -20,7 +20,7 @@ class FinishedRuns:
         self._folders: dict[Path, dict[tuple[str, int], RunRecord]] = {}
 
     def of(self, jobs: Iterable[Job]) -> dict[Job, RunRecord]:
-        """Those of the jobs that are finished, with what they came to."""
+        """The finished ones among the jobs, with what they came to."""
         found = {}
         for job in jobs:
             records, name = self._in(job.files.folder), (job.files.method, job.files.seed)

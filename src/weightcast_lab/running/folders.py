@@ -98,7 +98,7 @@ def computing_in(folder: Path) -> Iterator[None]:
 
 
 def remove_empty_folders(folders: Iterable[Path]) -> None:
-    """Those in which finished runs of these folders had their checkpoints."""
+    """Remove the folders in which finished runs had their checkpoints."""
     for folder in folders:
         runs = folder / "runs"
         for below in (*runs.glob("*"), runs):
@@ -117,7 +117,7 @@ class RunFiles:
 
     @property
     def working_folder(self) -> Path:
-        """For what is needed until the run is finished."""
+        """Where files are kept until the run is finished."""
         return self.folder / "runs" / self.method / f"seed-{self.seed}"
 
     @property
@@ -139,7 +139,7 @@ class RunFiles:
         shutil.rmtree(self.working_folder, ignore_errors=True)
 
     def epochs_done(self) -> int:
-        """As the checkpoint's first line says, without loading it; 0 if there is none to go on."""
+        """The epochs in its checkpoint, by the first line of that file; 0 if there is none."""
         with (
             suppress(OSError, ValueError, KeyError, TypeError),
             self._checkpoint.open("rb") as file,
@@ -192,7 +192,7 @@ class RunFiles:
         write_atomically(self._checkpoint, json_line(facts), payload)
 
     def _refuse_what_cannot_be_loaded(self, payload: memoryview) -> None:
-        """Before much has been computed that could not go on after an interruption."""
+        """Do so before much has been computed that could not be resumed."""
         try:
             _load_safely(payload, torch.device("meta"))
         except pickle.UnpicklingError:

@@ -36,7 +36,7 @@ def print_missing(console: Console, jobs: Sequence[Job], runs: int) -> None:
         return
     table = Table("missing", "epochs done")
     for job in jobs:
-        table.add_row(escape(job.label), f"{job.files.epochs_done()} of {job.settings.epochs}")
+        table.add_row(escape(job.label), f"{job.files.epochs_done()} of {job.recipe.epochs}")
     console.print(table)
     console.print(f"{len(jobs)} of {runs} runs are missing.")
 
@@ -118,7 +118,9 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def on_pause(self, job: Job) -> None:
         """Say where it stopped."""
-        self._end(job, "time is up; it goes on from its last checkpoint", self._shares.get(job, 0))
+        self._end(
+            job, "time is up; it will resume from its last checkpoint", self._shares.get(job, 0)
+        )
 
     def on_failure(self, job: Job, reason: str) -> None:
         """Say which run failed and why."""

@@ -49,7 +49,7 @@ class Averages:
             yield average_name(share), average
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint keeps."""
         return {"steps": self._steps, "averages": dict(self.items())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

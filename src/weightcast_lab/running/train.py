@@ -21,15 +21,16 @@ from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.folders import RunFiles
 from weightcast_lab.running.foresight import Foresight
-from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.jobs import Run
 from weightcast_lab.running.readings import Averages, read
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.tasks import Task
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step with the steps taken, the steps in all, and the batch's loss."""
 
 Gradients = Sequence[Tensor | None]
-"""Of every parameter, in order; None where there is none."""
+"""The gradient of every parameter, in order; None where there is none."""
 
 
 class Diverged(Exception):
@@ -50,26 +51,26 @@ def cosine_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def _schedule(
-    optimizer: Optimizer, settings: Settings, method: Method, steps: int
+    optimizer: Optimizer, recipe: Recipe, method: Method, steps: int
 ) -> tuple[LRScheduler, bool]:
-    """The learning rate's schedule, and whether it goes on with every step or every epoch."""
-    if not settings.cosine:
-        milestones = settings.milestones if method.is_scheduled else ()
+    """The learning rate's schedule, and whether it advances every step or every epoch."""
+    if not recipe.cosine:
+        milestones = recipe.milestones if method.is_scheduled else ()
         return MultiStepLR(optimizer, milestones, gamma=0.1), False
-    rising = math.ceil(settings.warmup * steps)
+    rising = math.ceil(recipe.warmup * steps)
 
     def factor(step: int) -> float:
         # a method that replaces the schedule's fall still rises
         known = step if method.is_scheduled else min(step, rising)
-        return cosine_factor(known, steps, settings.warmup)
+        return cosine_factor(known, steps, recipe.warmup)
 
     return LambdaLR(optimizer, factor), True
 
 
 def train(
-    cell: Cell,
+    run: Run,
     task: Task,
-    settings: Settings,
+    recipe: Recipe,
     files: RunFiles,
     on_step: OnStep,
     warn: Warn,
@@ -86,9 +87,9 @@ def train(
     last D batches are never applied, so that every delay sees as many batches.
 
     Args:
-        cell: The run.
+        run: The run.
         task: What it learns.
-        settings: How.
+        recipe: How.
         files: Where it is kept.
         on_step: Is told about every step.
         warn: Is told about damaged files.
@@ -100,25 +101,25 @@ def train(
     Raises:
         LabError: a checkpoint cannot be written.
     """
-    device = torch.device(settings.device)
-    use_precision(settings.precision)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, settings.precision == "bf16")
-    torch.manual_seed(cell.seed)
+    device = torch.device(recipe.device)
+    use_precision(recipe.precision)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, recipe.precision == "bf16")
+    torch.manual_seed(run.seed)
     model = task.build_model().to(device)
-    if settings.compiled:
+    if recipe.compiled:
         model.compile()
-    optimizer = cell.method.make_optimizer(model, settings.learning_rate, settings.hyperparameters)
-    prediction = cell.method.predict(model, optimizer, settings.delay)
-    batches = task.batches(settings.batch_size, batch_order(cell.seed, 0))
-    steps = settings.epochs * len(batches) - settings.delay
-    schedule, is_stepwise = _schedule(optimizer, settings, cell.method, steps)
-    averages = Averages(model, settings.averages, steps) if settings.averages else None
+    optimizer = run.method.make_optimizer(model, recipe.learning_rate, recipe.hyperparameters)
+    prediction = run.method.predict(model, optimizer, recipe.delay)
+    batches = task.batches(recipe.batch_size, batch_order(run.seed, 0))
+    steps = recipe.epochs * len(batches) - recipe.delay
+    schedule, is_stepwise = _schedule(optimizer, recipe, run.method, steps)
+    averages = Averages(model, recipe.averages, steps) if recipe.averages else None
     parameters = list(model.parameters())  # to look for them at every step takes a while
     under_way: deque[Gradients] = deque()
     environments: list[dict[str, str]] = []
     columns = ("step", "train_loss", "validation_loss", "metric", "seconds")
     history: dict[str, list[Any]] = {name: [] for name in columns}
-    if settings.horizons:
+    if recipe.horizons:
         history["foresight"] = []
     epoch = step = 0
     seconds = cpu_seconds = 0.0
@@ -134,7 +135,7 @@ def train(
         history, epoch = checkpoint["history"], checkpoint["epoch"]
         step, seconds = history["step"][-1], history["seconds"][-1]
         cpu_seconds = checkpoint.get("cpu_seconds", 0.0)
-    if (here := environment(settings.device)) not in environments:
+    if (here := environment(recipe.device)) not in environments:
         environments.append(here)
     started, cpu_started = time.perf_counter() - seconds, time.process_time() - cpu_seconds
 
@@ -146,7 +147,7 @@ def train(
         row = (step, train_loss, loss, metric, time.perf_counter() - started)
         for name, value in zip(columns, row, strict=True):
             history[name].append(value)
-        if settings.horizons:
+        if recipe.horizons:
             history["foresight"].append(foresight.result() if foresight else None)
 
     diverged_at = None
@@ -154,17 +155,17 @@ def train(
         if not history["step"]:
             evaluate(None, None)
         last_epoch = 0.0
-        while epoch < settings.epochs:
+        while epoch < recipe.epochs:
             began = time.time()
             if began + last_epoch > until:
                 return None
             model.train()
             if hasattr(optimizer, "train"):
                 optimizer.train()
-            batches = task.batches(settings.batch_size, batch_order(cell.seed, epoch))
+            batches = task.batches(recipe.batch_size, batch_order(run.seed, epoch))
             foresight = None
-            if settings.horizons:
-                foresight = Foresight(model, optimizer, settings.horizons, len(batches))
+            if recipe.horizons:
+                foresight = Foresight(model, optimizer, recipe.horizons, len(batches))
             total, carried = 0.0, None
             for batch in batches:
                 with autocast():
@@ -172,8 +173,8 @@ def train(
                 for p in parameters:
                     p.grad = None
                 loss.backward()
-                value = _checked_loss(parameters, loss, settings.clip_norm)
-                if _exchange_gradients(parameters, under_way, settings.delay):
+                value = _checked_loss(parameters, loss, recipe.clip_norm)
+                if _exchange_gradients(parameters, under_way, recipe.delay):
                     optimizer.step()
                     if is_stepwise:
                         schedule.step()
@@ -182,7 +183,7 @@ def train(
                     if foresight:
                         foresight.after_step()
                 step, total = step + 1, total + value
-                on_step(step, settings.epochs * len(batches), value)
+                on_step(step, recipe.epochs * len(batches), value)
             evaluate(total / len(batches), foresight)
             epoch += 1
             if not is_stepwise:
@@ -213,18 +214,18 @@ def train(
         diverged_at, test, readings = step, {}, {}
     return RunRecord(
         configuration=files.configuration,
-        method=cell.method.key,
-        seed=cell.seed,
+        method=run.method.key,
+        seed=run.seed,
         environments=environments,
         diverged_at=diverged_at,
         history=history,
         test=test,
         readings=readings,
         weights=_digest(model),
-        memory=cell.method.memory(model, optimizer),
+        memory=run.method.memory(model, optimizer),
         cpu_seconds=time.process_time() - cpu_started,
-        processor=processor(settings.device),
-        package=cell.method.package,
+        processor=processor(recipe.device),
+        package=run.method.package,
     )
 
 

@@ -45,7 +45,7 @@ class Watcher(Protocol):
     """Whoever wants to know how the runs are getting on."""
 
     def on_start(self, job: Job) -> None:
-        """A run begins, or goes on from a checkpoint."""
+        """A run begins, or resumes from a checkpoint."""
 
     def on_progress(self, job: Job, step: int, steps: int, loss: float) -> None:
         """A run has taken `step` of `steps` steps; `loss` is that of its last batch."""
@@ -222,12 +222,12 @@ class TaskLoader:
 
     def task_of(self, job: Job) -> Task:
         """The job's task, with its data on the device."""
-        settings = job.settings
-        key = (*settings.trained, settings.device)
+        recipe = job.recipe
+        key = (*recipe.trained, recipe.device)
         if self._task is None or key != self._key:
             self._task = None
-            self._task = settings.make_task()
-            self._task.to(torch.device(settings.device))
+            self._task = recipe.make_task()
+            self._task.to(torch.device(recipe.device))
             self._key = key
         return self._task
 
@@ -243,9 +243,9 @@ def compute(
     """
     try:
         record = train(
-            job.cell,
+            job.run,
             loader.task_of(job),
-            job.settings,
+            job.recipe,
             job.files,
             on_step=_Throttled(send),
             warn=lambda message: send("on_warning", message),

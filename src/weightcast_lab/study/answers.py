@@ -150,12 +150,12 @@ def asked(found: Iterable[Answer], *keys: str) -> list[Answer]:
 
 
 def begun(found: Iterable[Answer]) -> list[Answer]:
-    """Those that have anything to show."""
+    """The answers that have anything to show."""
     return [answer for answer in found if answer.begun]
 
 
 def versus_plain(found: Iterable[Answer]) -> list[Answer]:
-    """Those that compare forecasts of other optimizers with the plain one."""
+    """The answers that compare forecasts of other optimizers with the plain one."""
     return [
         answer
         for answer in found
@@ -179,7 +179,7 @@ class _Measured:
 
 
 def _measured(question: Question, experiments: Sequence[Results]) -> _Measured | None:
-    """None if nothing of it was to be run."""
+    """The answer; None if nothing of it was to be run."""
     labels = {w["name"]: w["label"] for e in experiments for w in e["wanted"]}
     names = [name for name in question.methods if name in labels]
     here = [

@@ -51,7 +51,12 @@ def brief(experiments: Sequence[Results]) -> Report:
                 (overall_text(row) + problem, row.overall.verdict),
                 *_rest(answer, row, left_out),
                 (f"{counts(row)} of {len(row.effects)}", ""),
-                (median_text(middle([one.steps for one in own if one.steps is not None])), ""),
+                (
+                    median_text(
+                        median_of_medians([one.steps for one in own if one.steps is not None])
+                    ),
+                    "",
+                ),
                 (NOTHING if not costs else number(statistics.median(costs), 2), ""),
             ]
         )
@@ -137,7 +142,7 @@ def _brief_delays(experiments: Sequence[Results]) -> Report:
     return _report(tables, notes)
 
 
-def middle(found: Sequence[MedianInterval]) -> MedianInterval | None:
+def median_of_medians(found: Sequence[MedianInterval]) -> MedianInterval | None:
     """The median of medians, with the lowest and the highest; never counts as highest."""
     medians = sorted(math.inf if one.median is None else one.median for one in found)
     if not medians:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import distinct, finished, pairs
 from weightcast_lab.study.questions import UNDELAYED, UNDELAYED_LABEL
 
@@ -85,26 +85,26 @@ def key_of(experiment: Results, name: str) -> str | None:
     return next((m["key"] for m in experiment["methods"] if m["name"] == name), None)
 
 
-def paired(experiment: Results, name: str, reference: str) -> list[tuple[Run, Run]]:
+def paired(experiment: Results, name: str, reference: str) -> list[tuple[StoredRun, StoredRun]]:
     """The finished runs of two methods, each at its chosen rate, seed by seed."""
     own, base = key_of(experiment, name), key_of(experiment, reference)
     return [] if own is None or base is None else pairs(experiment, own, base)
 
 
 def changes_of(experiment: Results, name: str, reference: str) -> list[float]:
-    """Of the logarithm of the final loss, seed by seed."""
+    """Changes of the logarithm of the final loss, seed by seed."""
     return [
         math.log(_final_loss(run) / _final_loss(other))
         for run, other in paired(experiment, name, reference)
     ]
 
 
-def _final_loss(run: Run) -> float:
+def _final_loss(run: StoredRun) -> float:
     return float(run["history"]["validation_loss"][-1])
 
 
 def final_losses(experiment: Results, name: str) -> list[float]:
-    """Of a method's finished runs; none if any of its runs diverged, since the rest would flatter.
+    """Losses of a method's finished runs; none if any run diverged, since the rest would flatter.
 
     Seeds in order.
     """

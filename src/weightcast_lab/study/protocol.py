@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.report.markdown import markdown_rows
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.study.questions import (
     AT_EVERY_DELAY,
     METHODS,
@@ -15,7 +16,7 @@ from weightcast_lab.study.questions import (
     Question,
 )
 from weightcast_lab.study.studies import SCALES, STUDIES
-from weightcast_lab.study.workloads import LATE, WORKLOADS, Workload
+from weightcast_lab.study.workloads import LATE, WORKLOADS
 
 
 def tables() -> dict[str, str]:
@@ -36,7 +37,7 @@ def tables() -> dict[str, str]:
     }
 
 
-def _workloads(workloads: Iterable[Workload]) -> str:
+def _workloads(workloads: Iterable[Recipe]) -> str:
     header = [
         *("Workload", "Task and options", "Batch", "Epochs", "÷10 after", "Clipping"),
         *("Usual rate: AdamW", "SGD"),
@@ -57,16 +58,16 @@ def _workloads(workloads: Iterable[Workload]) -> str:
     return markdown_rows(header, rows, left=2)
 
 
-def task_text(workload: Workload) -> str:
+def task_text(workload: Recipe) -> str:
     """Its task and options."""
     options = ", ".join(
         f"{name} {value:,}" if type(value) is int else f"{name} {value}"
-        for name, value in workload.options.items()
+        for name, value in workload.options
     )
     return f"`{workload.task}`" + (f": {options}" if options else "")
 
 
-def clipping_text(workload: Workload) -> str:
+def clipping_text(workload: Recipe) -> str:
     """The norm to which its gradients are scaled down."""
     return "–" if workload.clip_norm is None else f"{workload.clip_norm:g}"
 

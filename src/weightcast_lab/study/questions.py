@@ -28,7 +28,7 @@ class Question:
 
     @property
     def reference_label(self) -> str:
-        """Of what is compared with."""
+        """The label of what is compared with."""
         return UNDELAYED_LABEL if self.reference == UNDELAYED else METHODS[self.reference].label
 
     def at(self, delay: int) -> Question:

@@ -52,7 +52,7 @@ RANGE = "Means without one task: lowest to highest"
 
 
 def answer_header(answer: Answer, left_out: str | None = None) -> list[str]:
-    """Of a question's table; `left_out` is the task without which there is another mean."""
+    """The columns of a question's table; `left_out` is the task without which it has a mean."""
     several = len(answer.workloads) > 1
     rest = [f"Mean without {left_out}", RANGE]
     return [
@@ -95,7 +95,7 @@ def answer_tables(found: Sequence[Answer]) -> list[tuple[Answer, list[str], list
 
 
 def workload_header(experiment: Results) -> list[str]:
-    """Of a workload's table."""
+    """The columns of a workload's table."""
     metric = experiment["metric"]
     best = "Highest" if metric["higher_is_better"] else "Lowest"
     return [

@@ -11,12 +11,13 @@ from weightcast_lab.methods.method import Method, check_installed
 from weightcast_lab.results.measures import distinct
 from weightcast_lab.results.records import RunRecord
 from weightcast_lab.running.contents import content_of
-from weightcast_lab.running.experiment import Experiment, in_order, open_experiment
+from weightcast_lab.running.experiment import Experiment, open_experiment, resume_order
 from weightcast_lab.running.folders import open_folder
-from weightcast_lab.running.jobs import Job, Settings
+from weightcast_lab.running.jobs import Job
+from weightcast_lab.running.recipe import Recipe, tasks_of
 from weightcast_lab.running.workers import Failures
 from weightcast_lab.study.studies import Design, Round, rounds_of
-from weightcast_lab.study.workloads import WORKLOADS, settings_of, tasks_of
+from weightcast_lab.study.workloads import WORKLOADS
 from weightcast_lab.tasks import DataSource, Task
 
 RunResults = Mapping[Job, RunRecord]
@@ -86,7 +87,7 @@ class Arm:
         return self._best(method, self.rates(method, results), results)
 
     def _best(self, method: Method, rates: Iterable[float], results: RunResults) -> Choice | None:
-        """Of these rates, if they have been tried."""
+        """The best of these rates, if all have been tried."""
         losses = {}
         for rate in rates:
             one = replace(self.search, methods=(replace(method, learning_rate=rate),))
@@ -104,7 +105,7 @@ class Arm:
 
 
 def _final_loss(record: RunRecord) -> float | None:
-    """None if it diverged."""
+    """The last validation loss; None if the run diverged."""
     if record.diverged_at is not None:
         return None
     return float(record.history["validation_loss"][-1])
@@ -133,7 +134,7 @@ class OpenStudy:
     rounds: tuple[Round, ...]
 
     def phases(self, results: RunResults) -> Iterator[Phase]:
-        """In the order in which they are computed: `results` grow from one to the next."""
+        """All phases in order: `results` grow from one to the next."""
         earlier: set[tuple[str, Method]] = set()
         for one in self.rounds:
             arms = [arm for arm in self.arms if arm.workload in one.workloads]
@@ -149,17 +150,17 @@ class OpenStudy:
                 for arm in arms
             ]
             earlier |= {(arm.workload, method) for arm in arms for method in one.methods}
-            grid = in_order([arm.searching(methods, {}) for arm, methods in work])
+            grid = resume_order([arm.searching(methods, {}) for arm, methods in work])
             yield Phase(f"{one.label}, search for learning rates", grid, len(grid))
             searched = set(grid)
             while beyond := [
                 job
-                for job in in_order([arm.searching(methods, results) for arm, methods in work])
+                for job in resume_order([arm.searching(methods, results) for arm, methods in work])
                 if job not in searched
             ]:
                 searched |= set(beyond)
                 yield Phase(f"{one.label}, beyond the grid", beyond, len(beyond))
-            final = in_order([arm.measuring(methods, results) for arm, methods in work])
+            final = resume_order([arm.measuring(methods, results) for arm, methods in work])
             size = sum(len(methods) * len(arm.design.seeds) for arm, methods in work)
             yield Phase(f"{one.label}, at the chosen rates", final, size)
 
@@ -171,7 +172,7 @@ def open_study(
     folder: Path,
     seeds: int | None = None,
 ) -> OpenStudy:
-    """Make the folders of a study, or go on in them.
+    """Make the folders of a study, or resume in them.
 
     Args:
         names: Of studies.
@@ -189,15 +190,15 @@ def open_study(
         design = replace(design, seeds=tuple(range(seeds)))
     check_installed(method for one in rounds for method in one.methods)
     workloads = dict.fromkeys(key for one in rounds for key in one.workloads)
-    settings = {key: settings_of(WORKLOADS[key], source, device) for key in workloads}
-    tasks = tasks_of(settings)
+    recipes = {key: WORKLOADS[key].placed(source, device) for key in workloads}
+    tasks = tasks_of(recipes)
     open_folder(folder, {"kind": "study", **_searched(design)})
     arms = []
     for key in workloads:
         takes, mine = WORKLOADS[key].takes, [one for one in rounds if key in one.workloads]
         methods = [m for one in mine for m in one.methods if takes(m)]
         search, final = (
-            _opened(key, settings[key], tasks[key], folder / key / phase, chosen, phase)
+            _opened(key, recipes[key], tasks[key], folder / key / phase, chosen, phase)
             for phase, chosen in (("search", design.search_seeds), ("final", design.seeds))
         )
         arms.append(Arm(key, tuple(dict.fromkeys(methods)), design, search, final))
@@ -205,10 +206,10 @@ def open_study(
 
 
 def _opened(
-    key: str, settings: Settings, task: Task, folder: Path, seeds: Iterable[int], phase: str
+    key: str, recipe: Recipe, task: Task, folder: Path, seeds: Iterable[int], phase: str
 ) -> Experiment:
-    label = f"{WORKLOADS[key].label} ({phase})"
-    return open_experiment(key, settings, (), seeds, folder, task, label)
+    label = f"{recipe.label} ({phase})"
+    return open_experiment(key, recipe, (), seeds, folder, task, label)
 
 
 def _searched(design: Design) -> dict[str, Any]:
@@ -233,14 +234,14 @@ def contents_of(study: OpenStudy, results: RunResults, failures: Failures) -> li
             choice = arm.choice(plain, results)
             assert choice is not None  # or it would not be among the final methods
             entry |= {"name": plain.name, "label": plain.label, "edge": choice.edge}
-        workload = WORKLOADS[arm.workload]
+        recipe = WORKLOADS[arm.workload]
         contents.append(
             {
                 **content,
-                "workload": workload.label,
-                "variant_of": workload.variant_of,
-                "series": workload.series,
-                "delay": workload.delay,
+                "workload": recipe.label,
+                "variant_of": recipe.variant_of,
+                "series": recipe.series,
+                "delay": recipe.delay,
                 "wanted": [{"name": m.name, "label": m.label} for m in arm.methods],
                 "search": _search_content(arm, results),
             }
@@ -254,8 +255,8 @@ def _search_content(arm: Arm, results: RunResults) -> dict[str, Any]:
     found = [results[job] for own in jobs.values() for job in own if job in results]
     tried = []
     for method, own in jobs.items():
-        for rate in dict.fromkeys(job.cell.method.learning_rate for job in own):
-            runs = [results.get(job) for job in own if job.cell.method.learning_rate == rate]
+        for rate in dict.fromkeys(job.run.method.learning_rate for job in own):
+            runs = [results.get(job) for job in own if job.run.method.learning_rate == rate]
             losses = [_shortened(_final_loss(run)) for run in runs if run is not None]
             if len(losses) == len(runs):
                 tried.append({"name": method.name, "learning rate": rate, "final loss": losses})

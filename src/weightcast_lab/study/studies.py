@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from weightcast_lab.errors import LabError, unknown_name
 from weightcast_lab.methods.method import Method, methods_named
-from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS, Workload
+from weightcast_lab.running.recipe import Recipe
+from weightcast_lab.study.workloads import LATE, SIX, WORKLOADS
 
 SCALES = {
     "adamw": 1.0,
@@ -42,16 +43,16 @@ class Design:
     search_seeds: tuple[int, ...] = (100, 101)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
-    def rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
+    def rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
         """The learning rates of the grid: the same for a method plain and predicted."""
         return self._rates(workload, method, self.multiples)
 
-    def further_rates(self, workload: Workload, method: Method) -> tuple[float, ...]:
-        """Those beyond it."""
+    def further_rates(self, workload: Recipe, method: Method) -> tuple[float, ...]:
+        """The learning rates beyond the grid."""
         return self._rates(workload, method, self.further)
 
     def _rates(
-        self, workload: Workload, method: Method, multiples: tuple[float, ...]
+        self, workload: Recipe, method: Method, multiples: tuple[float, ...]
     ) -> tuple[float, ...]:
         if method.optimizer in SGD:
             # its step is that of its momentum: 1 / (1 - μ) gradients
@@ -63,12 +64,12 @@ class Design:
 
     @property
     def search_runs(self) -> int:
-        """Of every method on every workload, to choose its learning rate within the grid."""
+        """How many runs choose the learning rate of a method on a workload within the grid."""
         return len(self.multiples) * len(self.search_seeds)
 
     @property
     def runs(self) -> int:
-        """Of every method on every workload, if its best rate is not at an edge of the grid."""
+        """How many runs a method has on a workload whose best rate is at no edge of the grid."""
         return self.search_runs + len(self.seeds)
 
 
@@ -83,12 +84,12 @@ class Study:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """Of all rounds."""
+        """The methods of all rounds."""
         return tuple(method for one in self.rounds for method in one)
 
     @property
     def runs(self) -> int:
-        """Of all methods on all workloads."""
+        """How many runs all methods have on all workloads."""
         cells = sum(WORKLOADS[key].takes(m) for key in self.workloads for m in self.methods)
         return cells * self.design.runs
 

@@ -46,7 +46,7 @@ def overall_text(row: AnswerRow) -> str:
 
 
 def without_text(row: AnswerRow, place: int) -> str:
-    """The same without the workload in that place."""
+    """The mean without the workload in that place."""
     return _mean_text(row.without[place], [*row.effects[:place], *row.effects[place + 1 :]])
 
 
@@ -73,7 +73,7 @@ def range_text(row: AnswerRow, tasks: Sequence[str]) -> str:
 
 
 def counts(row: AnswerRow) -> str:
-    """On how many workloads it is better / worse."""
+    """How many workloads it is better / worse on."""
     found = [effect.verdict for effect in row.effects]
     return f"{found.count('better')} / {found.count('worse')}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from weightcast_lab.results.loading import Results, Run
+from weightcast_lab.results.loading import Results, StoredRun
 from weightcast_lab.results.measures import finished, measure, steps_ratio
 from weightcast_lab.results.statistics import (
     Interval,
@@ -83,19 +83,19 @@ def _workload_row(experiment: Results, name: str, label: str) -> WorkloadRow:
 
 
 def test_names(experiment: Results) -> list[str]:
-    """Of what was measured on test data."""
+    """The names of what was measured on test data."""
     return list(dict.fromkeys(name for run in experiment["runs"] for name in run["test"]))
 
 
 def _tested(
-    name: str, runs: Iterable[Run], both: Iterable[tuple[Run, Run]]
+    name: str, runs: Iterable[StoredRun], both: Iterable[tuple[StoredRun, StoredRun]]
 ) -> tuple[Interval | None, Interval | None]:
     changes = [math.log(run["test"][name] / other["test"][name]) for run, other in both]
     return mean_interval([run["test"][name] for run in runs]), mean_interval(changes)
 
 
-def _seconds(experiment: Results, run: Run) -> float:
-    """Of one step, evaluations included: of the process on a CPU, else on the clock."""
+def _seconds(experiment: Results, run: StoredRun) -> float:
+    """What one step took, evaluations included: CPU seconds on a CPU, else on the clock."""
     devices = {experiment["environments"][n]["device"] for n in run["environment"]}
     seconds = run["cpu_seconds"] if devices == {"cpu"} else run["history"]["seconds"][-1]
     return float(seconds) / float(run["history"]["step"][-1])

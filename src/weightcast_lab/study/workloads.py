@@ -2,140 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from weightcast_lab.methods.method import Hyperparameters, Method
-from weightcast_lab.running.jobs import Settings
-from weightcast_lab.tasks import DataSource, Task
+from weightcast_lab.methods.method import Hyperparameters
+from weightcast_lab.running.recipe import Recipe, options_of
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Something to train.
-
-    Attributes:
-        label: Its name in tables.
-        task: One of `weightcast_lab.tasks.TASKS`.
-        options: What the task's function takes besides the data.
-        learning_rate: Usual for AdamW here: the methods' grids lie around it.
-        sgd_rate: Usual for SGD with momentum, whose scale is another on every workload.
-        batch_size: Examples, or streams of text.
-        epochs: Passes over the training data.
-        milestones: The learning rate is divided by 10 after so many epochs.
-        clip_norm: Gradients are scaled down to this norm, if there is one.
-        betas: Of every method that has them; None for each optimizer's own.
-        variant_of: The workload with other settings that it is, if it is one: questions are not
-            asked of variants, which have a table of their own.
-        delay: How many steps late every gradient is applied.
-        series: The name that workloads have in common which differ in their delay alone; they are
-            asked questions of their own.
-        cosine, warmup, averages: As in `train.Settings`.
-    """
-
-    label: str
-    task: str
-    options: Mapping[str, Any]
-    learning_rate: float
-    sgd_rate: float
-    batch_size: int
-    epochs: int
-    milestones: tuple[int, ...] = ()
-    clip_norm: float | None = None
-    betas: tuple[float, float] | None = None
-    variant_of: str = ""
-    delay: int = 0
-    series: str = ""
-    cosine: bool = False
-    warmup: float = 0.0
-    averages: tuple[float, ...] = ()
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """Of every method."""
-        return Hyperparameters(self.betas)
-
-    def takes(self, method: Method) -> bool:
-        """Whether the method says anything here: steps in delays need a delay."""
-        return self.delay > 0 or not method.in_delays
-
-
-def _text(setting: str = "", batch_size: int = 32, **more: Any) -> Workload:
-    label = "Documentation, LSTM" + (f", {setting}" if setting else "")
-    variant_of = "text-lstm" if setting else ""
-    part = {"training_tokens": 250_000}
-    return Workload(
-        label, "text", part, 5e-3, 1.0, batch_size, 6, clip_norm=1.0, variant_of=variant_of, **more
+def _text(variant: str = "", batch_size: int = 32, **more: Any) -> Recipe:
+    return Recipe(
+        "text",
+        learning_rate=5e-3,
+        batch_size=batch_size,
+        epochs=6,
+        options=options_of(training_tokens=250_000),
+        label="Documentation, LSTM" + (f", {variant}" if variant else ""),
+        clip_norm=1.0,
+        sgd_rate=1.0,
+        variant_of="text-lstm" if variant else "",
+        **more,
     )
 
 
-def _resnet(label: str, network: str) -> Workload:
-    part = {
-        "network": network,
-        "width": 0.125,
-        "training_images": 2_500,
-        "validation_images": 1_000,
-    }
-    return Workload(label, "cifar10", part, 3e-3, 0.1, 32, 8, milestones=(6,))
+def _resnet(label: str, network: str) -> Recipe:
+    return Recipe(
+        "cifar10",
+        learning_rate=3e-3,
+        batch_size=32,
+        epochs=8,
+        options=options_of(
+            network=network, width=0.125, training_images=2_500, validation_images=1_000
+        ),
+        label=label,
+        milestones=(6,),
+        sgd_rate=0.1,
+    )
 
+
+_DIGITS = Recipe("digits", 5e-3, batch_size=32, epochs=12, label="Digits, CNN", sgd_rate=0.05)
+_SMOKE = replace(_DIGITS, batch_size=64, epochs=2, label="Digits, CNN, 2 epochs")
 
 WORKLOADS = {
-    "digits": Workload("Digits, CNN", "digits", {}, 5e-3, 0.05, 32, 12),
+    "digits": _DIGITS,
     "text-lstm": _text(),
-    "text-transformer": Workload(
-        "Documentation, transformer",
+    "text-transformer": Recipe(
         "text",
-        {"network": "transformer", "training_tokens": 200_000},
-        3e-3,
-        0.3,
-        16,
-        5,
+        learning_rate=3e-3,
+        batch_size=16,
+        epochs=5,
+        options=options_of(network="transformer", training_tokens=200_000),
+        label="Documentation, transformer",
         clip_norm=1.0,
+        sgd_rate=0.3,
     ),
-    "ptb-lstm": Workload(
-        "Penn Treebank, LSTM",
+    "ptb-lstm": Recipe(
         "ptb",
-        {
-            "units": 128,
-            "dropout": 0.2,
-            "vocabulary": 2_000,
-            "training_tokens": 60_000,
-            "validation_tokens": 15_000,
-        },
-        1e-2,
-        2.0,
-        20,
-        6,
+        learning_rate=1e-2,
+        batch_size=20,
+        epochs=6,
+        options=options_of(
+            units=128,
+            dropout=0.2,
+            vocabulary=2_000,
+            training_tokens=60_000,
+            validation_tokens=15_000,
+        ),
+        label="Penn Treebank, LSTM",
         milestones=(4,),
         clip_norm=0.25,
+        sgd_rate=2.0,
     ),
     "cifar10-bn": _resnet("CIFAR-10, ResNet-10 with BatchNorm", "resnet10"),
     "cifar10-plain": _resnet("CIFAR-10, ResNet-10 without BatchNorm", "resnet10_plain"),
-    "text-lstm-beta1": _text("β₁ = 0.95", betas=(0.95, 0.999)),
-    "text-lstm-beta2": _text("β₂ = 0.95", betas=(0.9, 0.95)),
+    "text-lstm-beta1": _text("β₁ = 0.95", hyperparameters=Hyperparameters((0.95, 0.999))),
+    "text-lstm-beta2": _text("β₂ = 0.95", hyperparameters=Hyperparameters((0.9, 0.95))),
     "text-lstm-batch": _text("batch 128", batch_size=128),
-    "smoke-digits": Workload("Digits, CNN, 2 epochs", "digits", {}, 5e-3, 0.05, 64, 2),
-    "smoke-batch": Workload("Digits, CNN, 2 epochs, batch 128", "digits", {}, 5e-3, 0.05, 128, 2),
+    "smoke-digits": _SMOKE,
+    "smoke-batch": replace(_SMOKE, batch_size=128, label="Digits, CNN, 2 epochs, batch 128"),
 }
+"""The learning rate is usual for AdamW: the methods' grids lie around it."""
 
 
 DELAYS = (0, 1, 2, 4, 8, 16)
 
 
-def _late(key: str, workload: Workload) -> dict[str, Workload]:
+def _late(key: str, recipe: Recipe) -> dict[str, Recipe]:
     return {
         f"{key}-d{delay}": replace(
-            workload, label=f"{workload.label}, D = {delay}", series=workload.label, delay=delay
+            recipe, label=f"{recipe.label}, D = {delay}", series=recipe.label, delay=delay
         )
         for delay in DELAYS
     }
 
 
-def _shorter(key: str, batch_size: int, epochs: int, **part: int) -> Workload:
-    """On a smaller part of the data."""
-    whole = WORKLOADS[key]
-    return replace(whole, options={**whole.options, **part}, batch_size=batch_size, epochs=epochs)
+def _shorter(key: str, batch_size: int, epochs: int, **part: int) -> Recipe:
+    """The same on a smaller part of the data."""
+    recipe = WORKLOADS[key].with_options(**part)
+    return replace(recipe, batch_size=batch_size, epochs=epochs)
 
 
 LATE = {
@@ -153,33 +116,3 @@ LATE = {
 WORKLOADS |= LATE
 
 SIX = ("digits", "text-lstm", "text-transformer", "ptb-lstm", "cifar10-bn", "cifar10-plain")
-
-
-NEEDS_DATA = ("ptb", "ptb_characters", "cifar10")
-
-
-def settings_of(workload: Workload, source: DataSource, device: str) -> Settings:
-    """How a workload is trained, for methods that have no learning rate of their own."""
-    return Settings(
-        task=workload.task,
-        source=source if workload.task in NEEDS_DATA else DataSource(),
-        learning_rate=workload.learning_rate,
-        batch_size=workload.batch_size,
-        epochs=workload.epochs,
-        device=device,
-        options=tuple(sorted(workload.options.items())),
-        hyperparameters=workload.hyperparameters,
-        milestones=workload.milestones,
-        clip_norm=workload.clip_norm,
-        delay=workload.delay,
-        cosine=workload.cosine,
-        warmup=workload.warmup,
-        averages=workload.averages,
-    )
-
-
-def tasks_of(settings: Mapping[str, Settings]) -> dict[str, Task]:
-    """What is trained, by the same names: what several train is loaded once."""
-    each = {one.trained: one for one in settings.values()}
-    made = {trained: one.make_task() for trained, one in each.items()}
-    return {key: made[one.trained] for key, one in settings.items()}

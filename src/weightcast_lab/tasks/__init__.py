@@ -23,6 +23,7 @@ __all__ = [
     "Metric",
     "Preset",
     "Task",
+    "carries_data",
     "make_task",
     "parse_options",
 ]
@@ -36,6 +37,13 @@ TASKS = {
     "cifar10": "weightcast_lab.tasks.cifar10:cifar10",
 }
 """Task name -> `module:function`; the function takes a `DataSource` and makes the task."""
+
+_CARRY_DATA = ("digits", "text")
+
+
+def carries_data(name: str) -> bool:
+    """Whether a task of the laboratory's needs no data of the user's."""
+    return name in _CARRY_DATA
 
 
 def _maker(name: str) -> Callable[..., Task]:
@@ -93,15 +101,14 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         kind = int if known[option] is None else type(known[option])
         if kind not in _KINDS:
             raise LabError(
-                f"--set {word} is not possible: the default of {option} must be a number, a text, "
-                "True or False."
+                f"--set {word}: the default of {option} must be a number, a text, True or False."
             )
         read, what = _KINDS[kind]
         try:
             options[option] = read(value)
         except (KeyError, ValueError):
             raise LabError(
-                f"--set {word} is not possible: {option} takes {what}, for example "
+                f"--set {word}: {option} takes {what}, for example "
                 f"{option}={1000 if known[option] is None else known[option]}."
             ) from None
     return options
@@ -113,4 +120,4 @@ _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     str: (str, "a text"),
 }
-"""Of an option's default: how a word is read, and what it must be."""
+"""The type of an option's default: how a word is read, and what it must be."""

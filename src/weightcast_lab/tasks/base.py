@@ -49,6 +49,10 @@ class DataSource:
     download: bool = False
 
 
+NO_SOURCE = DataSource()
+"""What a task is given that carries its data."""
+
+
 class Task(ABC):
     """Data, model, loss and metric. Subclasses set the attributes in `__init__`.
 
@@ -98,12 +102,12 @@ class Task(ABC):
 
 
 def refuse_source(name: str, source: DataSource) -> None:
-    """For tasks that carry their data.
+    """Refuse a source for a task that carries its data.
 
     Raises:
         LabError: `--data`, `--download` or `--any-text` was given.
     """
-    if source != DataSource():
+    if source != NO_SOURCE:
         raise LabError(
             f"The task {name!r} carries its own data: leave out --data, --download and --any-text."
         )

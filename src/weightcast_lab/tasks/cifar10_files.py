@@ -45,6 +45,9 @@ BINARY_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1d
 BATCHES = (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin")
 
 
+LARGEST_BATCH, LARGEST_JPEG = 10_000 * (1 + PIXELS), 100_000
+"""No file of the archives has more bytes."""
+
 Records = npt.NDArray[np.uint8]
 """Images in the binary archive's format, of shape (60000, 3073), the training images first."""
 
@@ -210,14 +213,22 @@ def _members(archive: Archive) -> Iterator[tuple[str, bytes]]:
     if archive.path.is_dir():
         for path in sorted(archive.path.rglob("*")):
             if path.is_file() and _is_wanted(archive, path.as_posix()):
+                _check_size(archive, path.as_posix(), path.stat().st_size)
                 yield path.as_posix(), path.read_bytes()
         return
     with tarfile.open(archive.path) as tar:
         for member in tar:
             if member.isfile() and _is_wanted(archive, member.name):
+                _check_size(archive, member.name, member.size)
                 file = tar.extractfile(member)
                 assert file is not None  # since it is a file
                 yield member.name, file.read()
+
+
+def _check_size(archive: Archive, name: str, size: int) -> None:
+    """Refuse what cannot be what it should be before it is read."""
+    if size > (LARGEST_JPEG if archive.is_jpeg else LARGEST_BATCH):
+        raise LabError(f"{name} in {archive.path} has {size:,} bytes, too many: copy it again.")
 
 
 def _is_wanted(archive: Archive, name: str) -> bool:
@@ -245,13 +256,17 @@ def _decode_jpegs(archive: Archive, parts: dict[str, bytes]) -> tuple[Records, R
             raise LabError(f"{archive.path} has a class {label!r}, which CIFAR-10 has not.")
         try:
             with Image.open(io.BytesIO(parts[name]), formats=["JPEG"]) as image:
+                if image.size != (32, 32):  # as its header says: nothing is decoded yet
+                    raise Image.DecompressionBombError
                 pixels = np.asarray(image.convert("RGB"))
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise LabError(
+                f"{name} in {archive.path} is not of 32x32 pixels: copy it again."
+            ) from None
         except OSError as error:
             raise LabError(
                 f"{name} in {archive.path} is damaged ({error}): copy it again."
             ) from None
-        if pixels.shape != (32, 32, 3):
-            raise LabError(f"{name} in {archive.path} is not of 32x32 pixels: copy it again.")
         planes = pixels.transpose(2, 0, 1).reshape(-1)
         rows[kind].append(np.concatenate([[CLASSES.index(label)], planes]).astype(np.uint8))
 

@@ -88,7 +88,7 @@ class Drawn:
     steps: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """For a task's."""
+        """Make it for a task."""
         return {"drawn": "from another place" if self.steps is None else f"{self.steps:,} batches"}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import place_of
 from weightcast_lab.results.statistics import Interval, holm, mean_interval, p_value, stratified
 from weightcast_lab.study.answers import AnswerRow, Effect
 from weightcast_lab.trials.protocol import CANDIDATES
@@ -29,7 +30,7 @@ from weightcast_lab.trials.workloads import (
 )
 
 MOMENTA = ("usual", "best")
-"""At the momentum that people keep, or at the one that its search found."""
+"""The momentum that people keep, and the one that a search found."""
 
 POWER, LEVEL = 0.8, 0.05
 
@@ -52,7 +53,7 @@ def runs_of(experiment: Results, choice: Mapping[str, Any]) -> list[dict[str, An
 def losses(
     experiment: Results, candidate: str, at: str, reading: str | None = None
 ) -> dict[int, tuple[float, Any]]:
-    """By seed: the final test loss where the candidate is read, and where it was computed.
+    """The final test loss of every seed where the candidate is read, and where it was computed.
 
     Infinite if the run diverged.
     """
@@ -62,7 +63,7 @@ def losses(
     place = choice["reading"] if reading is None else reading
     found = {}
     for run in runs_of(experiment, choice):
-        where = [experiment["environments"][n] for n in run["environment"]]
+        where = [place_of(experiment["environments"][n]) for n in run["environment"]]
         if run["diverged_at"] is not None:
             found[run["seed"]] = math.inf, where
         elif place in run["readings"]:
@@ -189,7 +190,7 @@ def _answer(question: Question, at: str, experiments: Sequence[Results]) -> Answ
 
 
 MEAN = -1
-"""In the place of a workload: the mean over all."""
+"""The mean over all, in the place of a workload."""
 
 
 def _corrected(

@@ -40,7 +40,7 @@ def _content(
         "seeds": [],
         "environments": environments,
         "failures": [
-            {"method": job.cell.method.key, "seed": job.cell.seed, "reason": reason}
+            {"method": job.run.method.key, "seed": job.run.seed, "reason": reason}
             for job, reason in failures.items()
             if job.experiment in (arm.search.label, arm.final.label)
         ],
@@ -68,11 +68,11 @@ def _full(key: str) -> str:
 
 
 def _short(job: Job, result: RunRecord, environments: list[Any]) -> dict[str, Any]:
-    method = job.cell.method
+    method = job.run.method
     return {
         "name": method.name,
         "rate": method.learning_rate,
-        "seed": job.cell.seed,
+        "seed": job.run.seed,
         "diverged_at": result.diverged_at,
         "readings": {
             place: {data: float(f"{loss:.7g}") for data, loss in losses.items()}

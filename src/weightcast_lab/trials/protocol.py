@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from weightcast_lab.methods.method import Method, methods_named
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.study.studies import SCALES, SGD
-from weightcast_lab.study.workloads import Workload
 from weightcast_lab.trials.workloads import (
     DELAYS,
     LATE_TASKS,
@@ -21,7 +21,7 @@ from weightcast_lab.trials.workloads import (
 SEARCH_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 
 FEWER_SEEDS = SEEDS[:3]
-"""Of the runs of 28,000 steps, and of the planes of momentum and steps."""
+"""The seeds of runs of 28,000 steps, and of the planes of momentum and steps."""
 
 COARSE = (-2, 0, 2)
 """Rates that are always tried: √3 to the power of these, times the usual one."""
@@ -59,16 +59,16 @@ class Candidate:
 
     @property
     def usual(self) -> Candidate:
-        """At its usual momentum alone."""
+        """The candidate at its usual momentum alone."""
         return replace(self, momenta=())
 
     @property
     def each(self) -> tuple[Candidate, ...]:
-        """At each of its momenta, the usual one first."""
+        """The candidate at each of its momenta, the usual one first."""
         methods = (replace(self.method, beta1=momentum) for momentum in self.momenta)
         return (self.usual, *(replace(self, method=m, momenta=()) for m in methods))
 
-    def rate(self, workload: Workload, power: int) -> float:
+    def rate(self, workload: Recipe, power: int) -> float:
         """The usual rate times √3 to that power."""
         optimizer = self.method.optimizer
         if optimizer in SGD:
@@ -164,7 +164,7 @@ PLANES = {
 _ALL = (*ADAMW, *ADAMW_TOO, *MUON, *MUON_TOO, *OTHERS, *LATE)
 _ALL += tuple(one for some in (SMOOTH | PLANES).values() for one in some)
 CANDIDATES = {name: next(c for c in _ALL if c.name == name) for name in (c.name for c in _ALL)}
-"""By name: of two that differ in the momenta to search, the one that searches."""
+"""All candidates by name; of two that differ in their momenta, the one that searches."""
 
 
 def _on(tasks: tuple[str, ...], schedule: str) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def _on(tasks: tuple[str, ...], schedule: str) -> tuple[str, ...]:
 
 
 def _rounds() -> Iterator[Round]:
-    """In the order in which they are computed, so that a stop at any time leaves most."""
+    """All rounds, in such an order that a stop at any time leaves most."""
     long, short, text = ("long-cosine",), _on(SHORT, "cosine"), ("text-lstm", "text-transformer")
     adamw, muon = (*ADAMW, *ADAMW_TOO), (*MUON, MUON_TOO[0])
     yield Round("the long task, AdamW and Muon", long, (*ADAMW, *MUON))

@@ -31,7 +31,7 @@ class Saving:
 
 
 def savings(experiments: Sequence[Results]) -> Iterator[Saving]:
-    """For every pair of candidates of a question that have runs at shorter lengths."""
+    """What every candidate of a question saves that has runs at shorter lengths."""
     by_key = {e["key"]: e for e in experiments}
     for key, full in by_key.items():
         lengths = {x: by_key[shorter(key, x)] for x in LENGTHS if shorter(key, x) in by_key}

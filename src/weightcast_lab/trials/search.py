@@ -13,8 +13,8 @@ from weightcast_lab.running.experiment import Experiment, open_experiment
 from weightcast_lab.running.folders import open_folder
 from weightcast_lab.running.jobs import Job
 from weightcast_lab.running.readings import TRUE, average_name
+from weightcast_lab.running.recipe import tasks_of
 from weightcast_lab.study.search import Phase
-from weightcast_lab.study.workloads import settings_of, tasks_of
 from weightcast_lab.tasks import DataSource
 from weightcast_lab.trials.protocol import (
     COARSE,
@@ -33,7 +33,7 @@ from weightcast_lab.trials.workloads import AVERAGES, LENGTHS, WORKLOADS, shorte
 RunResults = Mapping[Job, RunRecord]
 
 Losses = Mapping[tuple[int, int], float]
-"""By the rate's power and the number of the search seed; infinite where a run diverged."""
+"""Losses by the rate's power and the search seed's number; infinite where a run diverged."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Arm:
             losses |= {at: loss_of(results[job], candidate) for at, job in jobs.items()}
 
     def choice(self, candidate: Candidate, results: RunResults) -> Choice | None:
-        """At this momentum, if its search has ended."""
+        """The choice at this momentum, if its search has ended."""
         return self.searching(candidate, results, refined=True)[1]
 
     def over_momenta(
@@ -201,7 +201,7 @@ class OpenTrials:
     rounds: tuple[Round, ...]
 
     def phases(self, results: RunResults) -> Iterator[Phase]:
-        """In the order in which they are computed: `results` grow from one to the next."""
+        """All phases in order: `results` grow from one to the next."""
         for one in self.rounds:
             if one.stage is Stage.LENGTHS:
                 jobs = list(self._at_lengths(one, results))
@@ -245,7 +245,7 @@ class OpenTrials:
                     yield self.arms[key].finals(choice, seeds)
 
     def choices(self, key: str, results: RunResults) -> Iterator[tuple[str, str, Choice]]:
-        """Of a workload: the candidate's name, `usual` or `best` momentum, and the choice."""
+        """The choices on a workload: candidate, `usual` or `best` momentum, and choice."""
         base = next((k for k in WORKLOADS if key in (shorter(k, x) for x in LENGTHS)), key)
         rounds = [one for one in self.rounds if base in one.workloads]
         for candidate in dict.fromkeys(c for one in rounds for c in one.candidates):
@@ -271,24 +271,24 @@ class OpenTrials:
 
 
 def _ordered(jobs: Iterable[Job]) -> list[Job]:
-    """Those that have begun first, then seed by seed; each once."""
-    return sorted(dict.fromkeys(jobs), key=lambda job: (not job.files.has_begun, job.cell.seed))
+    """Each job once: those that have begun first, then seed by seed."""
+    return sorted(dict.fromkeys(jobs), key=lambda job: (not job.files.has_begun, job.run.seed))
 
 
 def open_trials(source: DataSource, device: str, folder: Path) -> OpenTrials:
-    """Make the folders of the study, or go on in them.
+    """Make the folders of the study, or resume in them.
 
     Raises:
         LabError: its data cannot be used, a package is missing, or the folder holds something else.
     """
     check_installed(c.method for one in ROUNDS for c in one.candidates)
-    settings = {key: settings_of(workload, source, device) for key, workload in WORKLOADS.items()}
-    tasks = tasks_of(settings)
+    recipes = {key: recipe.placed(source, device) for key, recipe in WORKLOADS.items()}
+    tasks = tasks_of(recipes)
     open_folder(folder, {"kind": "trials", "search seeds": list(SEARCH_SEEDS)})
 
     def opened(key: str, phase: str) -> Experiment:
         label = f"{WORKLOADS[key].label} ({phase})"
-        return open_experiment(key, settings[key], (), (), folder / key / phase, tasks[key], label)
+        return open_experiment(key, recipes[key], (), (), folder / key / phase, tasks[key], label)
 
     arms = {key: Arm(key, opened(key, "search"), opened(key, "final")) for key in WORKLOADS}
     return OpenTrials(arms, ROUNDS)

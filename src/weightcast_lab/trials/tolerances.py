@@ -21,7 +21,7 @@ FORGIVEN = 0.02
 class Tolerance:
     """Over what factor of rates a candidate ends within 2 % of its own best.
 
-    `is_open` if the range goes on beyond the rates that were tried.
+    `is_open` if the range extends beyond the rates that were tried.
     """
 
     candidate: str
@@ -33,7 +33,7 @@ class Tolerance:
 
 
 def tolerances(experiments: Sequence[Results]) -> Iterator[Tolerance]:
-    """For every candidate and workload, at the usual momentum, from the first search seed."""
+    """The tolerance of every candidate and workload, from the first seed at the usual momentum."""
     for experiment in experiments:
         for candidate in dict.fromkeys(c["candidate"] for c in experiment["choices"]):
             choice = choice_of(experiment, candidate, "usual")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from weightcast_lab.study.workloads import Workload
+from weightcast_lab.running.recipe import Recipe, options_of
 
 AVERAGES = (0.01, 0.03, 0.1)
 """Shares of a run over which weights are averaged: τ of AdamW's EMA, in run lengths."""
@@ -14,69 +14,81 @@ WARMUP = 0.05
 """The share of a run in which a cosine's rate rises."""
 
 LENGTHS = (0.9, 0.8, 0.7)
-"""Of the full length: shorter runs, each with a cosine of its own, that measure steps saved."""
+"""Shares of the full length: runs with a cosine of their own, which measure steps saved."""
 
 
-def _characters(label: str, batch_size: int = 16, **options: Any) -> Workload:
-    label = f"Penn Treebank by character, transformer, {label}"
-    return Workload(label, "ptb_characters", options, 3e-3, 0.3, batch_size, 10, clip_norm=1.0)
+def _characters(label: str, batch_size: int = 16, **options: Any) -> Recipe:
+    return Recipe(
+        "ptb_characters",
+        learning_rate=3e-3,
+        batch_size=batch_size,
+        epochs=10,
+        options=options_of(**options),
+        label=f"Penn Treebank by character, transformer, {label}",
+        clip_norm=1.0,
+        sgd_rate=0.3,
+    )
 
 
-def _images(label: str, network: str) -> Workload:
-    options = {
-        "network": network,
-        "width": 0.125,
-        "training_images": 2_000,
-        "validation_images": 2_000,
-        "test_images": 2_000,
-    }
-    return Workload(label, "cifar10", options, 3e-3, 0.1, 32, 10)
+def _images(label: str, network: str) -> Recipe:
+    return Recipe(
+        "cifar10",
+        learning_rate=3e-3,
+        batch_size=32,
+        epochs=10,
+        options=options_of(
+            network=network,
+            width=0.125,
+            training_images=2_000,
+            validation_images=2_000,
+            test_images=2_000,
+        ),
+        label=label,
+        sgd_rate=0.1,
+    )
 
 
 TASKS = {
     "long": _characters("7,000 steps"),
-    "text-lstm": Workload(
-        "Documentation, LSTM",
+    "text-lstm": Recipe(
         "text",
-        {"training_tokens": 160_000, "drawn": True},
-        5e-3,
-        1.0,
-        32,
-        10,
+        learning_rate=5e-3,
+        batch_size=32,
+        epochs=10,
+        options=options_of(training_tokens=160_000, drawn=True),
+        label="Documentation, LSTM",
         clip_norm=1.0,
+        sgd_rate=1.0,
     ),
-    "text-transformer": Workload(
-        "Documentation, transformer",
+    "text-transformer": Recipe(
         "text",
-        {
-            "network": "transformer",
-            "training_tokens": 200_000,
-            "drawn": True,
-            "epoch_steps": 100,
-        },
-        3e-3,
-        0.3,
-        16,
-        10,
+        learning_rate=3e-3,
+        batch_size=16,
+        epochs=10,
+        options=options_of(
+            network="transformer", training_tokens=200_000, drawn=True, epoch_steps=100
+        ),
+        label="Documentation, transformer",
         clip_norm=1.0,
+        sgd_rate=0.3,
     ),
-    "ptb-lstm": Workload(
-        "Penn Treebank by word, LSTM",
+    "ptb-lstm": Recipe(
         "ptb",
-        {
-            "units": 128,
-            "dropout": 0.2,
-            "vocabulary": 2_000,
-            "training_tokens": 42_000,
-            "validation_tokens": 30_000,
-            "test_tokens": 40_000,
-            "drawn": True,
-        },
-        1e-2,
-        2.0,
-        20,
-        10,
+        learning_rate=1e-2,
+        batch_size=20,
+        epochs=10,
+        options=options_of(
+            units=128,
+            dropout=0.2,
+            vocabulary=2_000,
+            training_tokens=42_000,
+            validation_tokens=30_000,
+            test_tokens=40_000,
+            drawn=True,
+        ),
+        label="Penn Treebank by word, LSTM",
         clip_norm=0.25,
+        sgd_rate=2.0,
     ),
     "cifar10-bn": _images("CIFAR-10, ResNet-10 with BatchNorm", "resnet10"),
     "cifar10-plain": _images("CIFAR-10, ResNet-10 without BatchNorm", "resnet10_plain"),
@@ -96,11 +108,11 @@ LARGE = {"large-batch": _characters("batches four times as large", 64, epoch_ste
 """As much text as in the long task, in a quarter of the steps."""
 
 
-def _under(task: str, workload: Workload, schedule: str) -> tuple[str, Workload]:
+def _under(task: str, recipe: Recipe, schedule: str) -> tuple[str, Recipe]:
     is_cosine = schedule == "cosine"
     return f"{task}-{schedule}", replace(
-        workload,
-        label=f"{workload.label}, {schedule}",
+        recipe,
+        label=f"{recipe.label}, {schedule}",
         cosine=is_cosine,
         warmup=WARMUP if is_cosine else 0.0,
         averages=AVERAGES,
@@ -117,9 +129,9 @@ def shorter(key: str, length: float) -> str:
     return f"{key}-x{length:g}"
 
 
-WORKLOADS: dict[str, Workload] = dict(
-    _under(task, workload, schedule)
-    for task, workload in (TASKS | LONGER | LARGE).items()
+WORKLOADS: dict[str, Recipe] = dict(
+    _under(task, recipe, schedule)
+    for task, recipe in (TASKS | LONGER | LARGE).items()
     for schedule in ("cosine", "constant")
     if schedule == "cosine" or task in TASKS
 )

@@ -16,7 +16,8 @@ from weightcast_lab.methods.optimizers import OPTIMIZERS
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.results.records import RUNS
 from weightcast_lab.running.experiment import open_experiment
-from weightcast_lab.running.jobs import Cell, Settings
+from weightcast_lab.running.jobs import Run
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.running.train import train
 from weightcast_lab.tasks import DataSource, make_task
 
@@ -189,13 +190,11 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(tmp_path, one_th
     assert "1 finished already" in err
 
     task = make_task("digits", DataSource())
-    settings = Settings(
-        "digits", DataSource(), task.preset.learning_rate, BATCH_SIZE, EPOCHS, "cpu"
-    )
+    recipe = Recipe("digits", task.preset.learning_rate, BATCH_SIZE, EPOCHS)
     for method in (Method("adamw"), Method("adamw", 3.0)):
-        cell = Cell(method, 0)
+        cell = Run(method, 0)
         files = cell.files(tmp_path / "undisturbed", "undisturbed")
-        whole = train(cell, task, settings, files, lambda *_: None, pytest.fail)
+        whole = train(cell, task, recipe, files, lambda *_: None, pytest.fail)
         found = finished_in(out)[f"{method.key}/seed-0"]
         assert without_seconds(found) == without_seconds(whole)
 
@@ -246,8 +245,8 @@ def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(t
     task = make_task("digits", DataSource())
     found = []
     for delay in (0, 1):
-        settings = Settings("digits", DataSource(), 0.005, 32, 12, "cpu", delay=delay)
-        opened = open_experiment("digits", settings, (), (), tmp_path / str(delay), task)
+        recipe = Recipe("digits", 0.005, 32, 12, delay=delay)
+        opened = open_experiment("digits", recipe, (), (), tmp_path / str(delay), task)
         found.append(opened.configuration)
     assert digest_of(found[0]) == digest_of(before["configuration"])
     assert found[1] == found[0] | {"delay": 1}
@@ -262,29 +261,29 @@ def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(t
         (("--baseline", "nadam"), "did you mean 'nadamw'?"),
         (("--steps", "1,x"), "not a list of numbers"),
         (("--steps", ""), "not a list of numbers"),
-        (("--steps", "nan"), "--steps nan is not possible"),
-        (("--steps", "1,inf"), "--steps inf is not possible"),
-        (("--steps", "1000"), "--steps 1000 is not possible"),
+        (("--steps", "nan"), "--steps nan: "),
+        (("--steps", "1,inf"), "--steps inf: "),
+        (("--steps", "1000"), "--steps 1000: "),
         (("--lr", "fast"), "not a learning rate"),
         (("--lr", "adamw-s4=1"), "There is no method 'adamw-s4'"),
-        (("--lr", "nadamw=-1"), "--lr -1 is not possible"),
+        (("--lr", "nadamw=-1"), "--lr must be positive and finite, got -1."),
         (("--betas", "0.9"), "must be two numbers"),
-        (("--betas", "0.9,1"), "not possible"),
+        (("--betas", "0.9,1"), "β₁ and β₂ must be in [0, 1), got 0.9 and 1."),
         (("--milestones", "1.5"), "whole numbers of epochs"),
         (("--milestones", "8,12"), "there are 12 epochs"),
         (("--task", "own.py"), "say which task in it"),
         (("--optimizer", "own.py"), "say which optimizer in it"),
-        (("--delay", "-1"), "--delay -1 is not possible"),
-        (("--weight-decay", "-1"), "not possible"),
+        (("--delay", "-1"), "--delay must be 0 or more, got -1."),
+        (("--weight-decay", "-1"), "weight decay must be 0 or more and finite, got -1."),
         (("--precision", "fp8"), "choose one of bf16, fp32, tf32"),
         (("--precision", "tf32", "--device", "cpu"), "needs a GPU"),
         (("--set", "width=2"), "has no options"),
         (("--task", "ptb", "--set", "unit=2"), "did you mean 'units'?"),
         (("--task", "ptb", "--set", "units=2.5"), "takes a whole number"),
-        (("--lr", "0"), "--lr 0 is not possible"),
-        (("--lr", "-1"), "--lr -1 is not possible"),
-        (("--lr", "nan"), "--lr nan is not possible"),
-        (("--lr", "inf"), "--lr inf is not possible"),
+        (("--lr", "0"), "--lr must be positive and finite, got 0."),
+        (("--lr", "-1"), "--lr must be positive and finite, got -1."),
+        (("--lr", "nan"), "--lr must be positive and finite, got nan."),
+        (("--lr", "inf"), "--lr must be positive and finite, got inf."),
         (("--device", "tpu"), "choose one of auto, cpu, cuda"),
         (("--device", "cdua"), "did you mean 'cuda'?"),
         (("--sed", "3"), "--seeds"),

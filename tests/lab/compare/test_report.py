@@ -13,7 +13,7 @@ from weightcast_lab.compare.summary import summarize
 from weightcast_lab.errors import LabError
 from weightcast_lab.files import to_json
 from weightcast_lab.kinds import in_markdown, insert, report_of, write_report
-from weightcast_lab.report.drawing import DARK, LIGHT, to_image
+from weightcast_lab.report.drawing import DARK, LIGHT, in_the_dark, to_image
 from weightcast_lab.report.page import page
 from weightcast_lab.report.terminal import terminal
 from weightcast_lab.results.loading import load_results
@@ -251,6 +251,16 @@ def test_pictures_are_the_same_every_time(two_seeds, form, start, theme):
     first, second = (to_image(draw(two_seeds, rows, theme, columns=1), form) for _ in range(2))
     assert first == second
     assert first.startswith(start)
+
+
+def test_the_dark_picture_is_the_light_one_in_other_colours(two_seeds):
+    rows = summarize(two_seeds).rows
+    light, dark = (to_image(draw(two_seeds, rows, theme, 1), "svg") for theme in (LIGHT, DARK))
+    # matplotlib's names of shapes depend on their colours
+    turned, drawn, first = (
+        re.sub(rb"m[0-9a-f]{10}", b"", image) for image in (in_the_dark(light), dark, light)
+    )
+    assert turned == drawn != first
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.lab.helpers import finished_in, without_seconds
-from weightcast_lab.foresight import settings as foresight_study
-from weightcast_lab.foresight.settings import HORIZONS, settings
-from weightcast_lab.methods.method import Method
+from weightcast_lab.foresight import variations as foresight_study
+from weightcast_lab.foresight.variations import HORIZONS, as_it_is, variations, variations_of
+from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.results.loading import load_results
 from weightcast_lab.running.foresight import SAMPLES, Foresight
 from weightcast_lab.study.workloads import WORKLOADS
@@ -90,27 +91,30 @@ def test_training_is_the_same_when_it_is_watched(train_line, optimizer):
     assert all(row["samples"][0] > 0 for row in rows[1:])
 
 
-def test_the_settings_name_what_they_change():
-    every = settings()
-    assert len({s.key for s in every}) == len(every)
-    for setting in every:
-        usual = WORKLOADS[setting.base]
-        if not setting.varied:
-            assert setting.workload == usual
+def test_the_variations_name_what_they_change():
+    every = variations()
+    assert len({v.key for v in every}) == len(every)
+    for variation in every:
+        recipe, usual = variation.recipe, WORKLOADS[variation.base]
+        assert recipe.horizons == HORIZONS
+        if not variation.varied:
+            assert replace(recipe, horizons=()) == usual
+        elif variation.varied == "beta1":
+            assert recipe.hyperparameters == Hyperparameters((variation.value, 0.999))
+            assert recipe.hyperparameters != usual.hyperparameters
         else:
-            field = {"beta1": "betas"}.get(setting.varied, setting.varied.replace(" ", "_"))
-            value = getattr(setting.workload, field)
-            assert (value[0] if field == "betas" else value) == setting.value
-            assert value != getattr(usual, field)
+            field = variation.varied.replace(" ", "_")
+            assert getattr(recipe, field) == variation.value
+            assert variation.value != getattr(usual, field)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two settings of seconds."""
-    usual = foresight_study._as_it_is("smoke-digits")
+    """Three variations of seconds."""
+    usual = as_it_is("smoke-digits")
     monkeypatch.setattr(foresight_study, "VARIED", ("smoke-digits",))
-    others = foresight_study._variations("smoke-digits")[:2]
-    monkeypatch.setattr(foresight_study, "settings", lambda: (usual, *others))
+    others = variations_of("smoke-digits")[:2]
+    monkeypatch.setattr(foresight_study, "variations", lambda: (usual, *others))
 
 
 def test_the_command_writes_tables_and_a_figure(weightcast, tmp_path, small):

@@ -13,8 +13,8 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.files import FORMAT, to_json
 from weightcast_lab.kinds import in_latex, in_markdown, report_of, terminal_report, write_report
 from weightcast_lab.paper.claims import claims
-from weightcast_lab.paper.comparison import COLUMNS, comparisons, departures, figures
-from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, preset_named
+from weightcast_lab.paper.comparison import COLUMNS, comparisons, deviations, figures
+from weightcast_lab.paper.protocol import BASELINE, METHODS, RECIPES, TABLES, recipe_at
 from weightcast_lab.paper.report import csv_text, latex, notes_of
 from weightcast_lab.report.drawing import DARK, draw_panels
 from weightcast_lab.results.loading import load_results
@@ -236,15 +236,15 @@ def test_departures_are_said_in_words():
         beta2=0.999,
         **{"gradient clipping": 0.25, "milestones": [5, 6], "training tokens": 185_917},
     )
-    assert departures(found) == [
+    assert deviations(found) == [
         "milestones 5 and 6 instead of 60 and 80",
         "betas 0.9 and 0.999 instead of 0.9 and 0.9",
         "gradient clipping 0.25 instead of none",
         "training tokens 185,917 instead of 929,589",
     ]
-    assert departures(experiment("vgg11", [], 1)) == []
+    assert deviations(experiment("vgg11", [], 1)) == []
     lossy = experiment("vgg11_bn", [], 1, data="CIFAR-10 (lossy JPEG)")
-    assert departures(lossy) == [
+    assert deviations(lossy) == [
         "the paper has no such network",
         "images that went through JPEG, which costs accuracy",
     ]
@@ -343,8 +343,8 @@ def test_a_comparison_has_no_latex():
 
 
 def test_presets_name_what_they_change():
-    """The desk's departures come out of its own recipe."""
+    """The desk's deviations come out of its own recipe."""
     for network in NETWORKS:
-        recipe = preset_named("desk").recipe(network)
-        said = departures(experiment(network, [], 1, epochs=recipe.epochs))
+        recipe = recipe_at("desk", network)
+        said = deviations(experiment(network, [], 1, epochs=recipe.epochs))
         assert said == [f"epochs {recipe.epochs} instead of {RECIPES[network].epochs}"]

@@ -18,7 +18,7 @@ from weightcast_lab.methods.method import Method, exact
 from weightcast_lab.results import records
 from weightcast_lab.results.records import RUNS, RunRecord, append_lines, read_runs
 from weightcast_lab.running.finished import FinishedRuns
-from weightcast_lab.running.jobs import Cell
+from weightcast_lab.running.jobs import Run
 
 ROOT = Path(__file__).parents[3]
 
@@ -122,19 +122,19 @@ def test_killed_at_any_moment_the_file_has_whole_runs_and_goes_on(tmp_path):
 def test_each_file_is_read_once_and_the_last_line_of_a_run_counts(tmp_path, monkeypatch):
     ours = jobs(tmp_path)
     for job, step in ((ours[0], 1), (ours[1], 1), (ours[0], 2)):
-        record = replace(RUN, method=job.cell.method.key, seed=job.cell.seed, diverged_at=step)
+        record = replace(RUN, method=job.run.method.key, seed=job.run.seed, diverged_at=step)
         job.files.save_result(record)
     read, honest = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or honest(path))
     finished = FinishedRuns(pytest.fail)
     for _ in range(3):
         found = finished.of(ours)
-    assert {job.cell: record.diverged_at for job, record in found.items()} == {
+    assert {job.run: record.diverged_at for job, record in found.items()} == {
         CELLS[0]: 2,
         CELLS[1]: 1,
     }
     assert read == [tmp_path / RUNS]
-    finished.add({ours[3]: replace(RUN, method=ours[3].cell.method.key, seed=ours[3].cell.seed)})
+    finished.add({ours[3]: replace(RUN, method=ours[3].run.method.key, seed=ours[3].run.seed)})
     assert finished.of(ours).keys() == {ours[0], ours[1], ours[3]}
 
 
@@ -155,7 +155,7 @@ def test_a_run_of_another_configuration_counts_as_missing(tmp_path):
     ],
 )
 def test_a_run_is_never_taken_for_one_with_a_number_close_by(tmp_path, one, other):
-    mine, theirs = (jobs(tmp_path, [Cell(method, 0)])[0] for method in (one, other))
+    mine, theirs = (jobs(tmp_path, [Run(method, 0)])[0] for method in (one, other))
     mine.files.save_result(replace(RUN, method=one.key))
     assert FinishedRuns(pytest.fail).of([mine, theirs]).keys() == {mine}
     assert one.label != other.label

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.helpers import finished_in, runs_in, without_seconds
-from tests.lab.running.test_workers import CELLS, SETTINGS, Recorder, jobs
+from tests.lab.running.test_workers import CELLS, RECIPE, Recorder, jobs
 from weightcast_lab.errors import LabError
 from weightcast_lab.running.cluster import check_address, run_on_ray
 from weightcast_lab.running.workers import run_jobs
@@ -45,8 +45,8 @@ class Killer(Recorder):
     killed = ()
 
     def on_progress(self, job, step, steps, loss):
-        self.events[job.cell].append((step, steps))
-        if job.cell == self.victim and not self.killed:
+        self.events[job.run].append((step, steps))
+        if job.run == self.victim and not self.killed:
             self.killed = tuple(processes_of(job.label))
             for process in self.killed:
                 os.kill(process, signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_what_concerns_all_runs_ends_them_all(two_workers, tmp_path):
 def test_a_cluster_without_a_gpu(two_workers, tmp_path):
     from dataclasses import replace
 
-    there = jobs(tmp_path, settings=replace(SETTINGS, device="cuda"))
+    there = jobs(tmp_path, recipe=replace(RECIPE, device="cuda"))
     with pytest.raises(LabError, match="no GPU: use --device cpu"):
         run_on_ray("ray", there, None, Recorder())
 

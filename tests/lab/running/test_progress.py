@@ -10,9 +10,9 @@ from rich.console import Console
 
 from weightcast_lab.methods.method import Method
 from weightcast_lab.results.records import RunRecord
-from weightcast_lab.running.jobs import Cell, Job, Settings
+from weightcast_lab.running.jobs import Job, Run
 from weightcast_lab.running.progress import ProgressDisplay, duration
-from weightcast_lab.tasks import DataSource
+from weightcast_lab.running.recipe import Recipe
 
 DONE = RunRecord("configuration", "adamw", 0, {"step": [0]})
 
@@ -25,9 +25,9 @@ class Clock:
 
 
 def jobs(count: int) -> list[Job]:
-    settings = Settings("digits", DataSource(), 0.01, 4, 3, "cpu")
-    cells = [Cell(Method("adamw"), seed) for seed in range(count)]
-    return [Job(cell, settings, cell.files(Path("nowhere"), "configuration")) for cell in cells]
+    recipe = Recipe("digits", 0.01, 4, 3)
+    cells = [Run(Method("adamw"), seed) for seed in range(count)]
+    return [Job(cell, recipe, cell.files(Path("nowhere"), "configuration")) for cell in cells]
 
 
 def shown(runs: list[Job], play: Any, *, live: bool = False) -> list[str]:

@@ -18,7 +18,7 @@ from weightcast_lab.report.tables import number
 from weightcast_lab.results.statistics import MedianInterval
 from weightcast_lab.study.advice import recommendations
 from weightcast_lab.study.answers import Answer, Effect, answers, asked, heaviest, versus_plain
-from weightcast_lab.study.brief import middle
+from weightcast_lab.study.brief import median_of_medians
 from weightcast_lab.study.drawing import draw_delays, draw_rates
 from weightcast_lab.study.questions import DELAY_QUESTIONS, METHODS, QUESTIONS
 from weightcast_lab.study.report import report, verdicts
@@ -648,9 +648,9 @@ def test_machines_are_named_once():
     ],
 )
 def test_the_median_task_counts_never_as_the_latest(medians, expected):
-    found = middle([MedianInterval(m, m, m, 1.0) for m in medians])
+    found = median_of_medians([MedianInterval(m, m, m, 1.0) for m in medians])
     assert (found.median, found.low, found.high) == expected
-    assert middle([]) is None
+    assert median_of_medians([]) is None
 
 
 def test_the_brief_table_names_rates_at_an_edge():

@@ -15,6 +15,7 @@ from weightcast_lab.errors import LabError
 from weightcast_lab.methods.method import Hyperparameters, Method
 from weightcast_lab.methods.optimizers import OPTIMIZERS, PLAIN_ONLY
 from weightcast_lab.results.loading import load_results
+from weightcast_lab.running.recipe import Recipe
 from weightcast_lab.study import protocol
 from weightcast_lab.study.questions import (
     AGAINST_ADAMW,
@@ -27,7 +28,7 @@ from weightcast_lab.study.questions import (
 )
 from weightcast_lab.study.search import Choice, choose
 from weightcast_lab.study.studies import HEAVY, SCALES, SGD, STUDIES, Design, Study, rounds_of
-from weightcast_lab.study.workloads import DELAYS, LATE, SIX, WORKLOADS, Workload
+from weightcast_lab.study.workloads import DELAYS, LATE, SIX, WORKLOADS
 from weightcast_lab.tasks import TASKS
 
 PAGE = Path(__file__).parents[3] / "docs" / "study.md"
@@ -152,7 +153,7 @@ def test_steps_in_delays_and_a_momentum_of_its_own_reach_the_optimizer(name):
 def test_an_impossible_momentum_is_refused():
     with pytest.raises(LabError, match="adagrad has no momentum to set"):
         Method("adagrad", beta1=0.9)
-    with pytest.raises(LabError, match="not possible"):
+    with pytest.raises(LabError, match=r"must be in \[0, 1\), got 1"):
         Method("adamw", beta1=1.0)
 
 
@@ -194,8 +195,16 @@ def line(source):
 def small(monkeypatch):
     """A study that takes no time: a line, and a variant of it."""
     monkeypatch.setitem(TASKS, "line", "tests.lab.study.test_study:line")
-    monkeypatch.setitem(WORKLOADS, "line", Workload("A line", "line", {}, 0.03, 0.03, 4, 3))
-    variant = Workload("A line, batch 10", "line", {}, 0.03, 0.03, 10, 3, (2,), variant_of="line")
+    monkeypatch.setitem(
+        WORKLOADS, "line", Recipe("line", 0.03, 4, 3, label="A line", sgd_rate=0.03)
+    )
+    variant = replace(
+        WORKLOADS["line"],
+        label="A line, batch 10",
+        batch_size=10,
+        milestones=(2,),
+        variant_of="line",
+    )
     monkeypatch.setitem(WORKLOADS, "line-batch", variant)
     one = Study(
         "a line",
@@ -320,7 +329,7 @@ def test_a_failed_search_leaves_its_method_out_and_the_others_go_on(
     from weightcast_lab.running.workers import compute
 
     def with_a_failure(job, *rest):
-        if job.cell.method.name == "adamw-s1" and job.cell.seed == 101:
+        if job.run.method.name == "adamw-s1" and job.run.seed == 101:
             return "on_failure", "OutOfMemoryError: no memory"
         return compute(job, *rest)
 

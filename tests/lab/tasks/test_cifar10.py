@@ -210,9 +210,21 @@ def broken_picture(files):
     return files | {name: files[name][:100]}
 
 
+def a_huge_picture(files, side=65_500):
+    """Its header says so; there is no more of it."""
+    name = next(n for n in files if n.startswith("train/cat"))
+    data = files[name]
+    place = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, height, width
+    size = side.to_bytes(2, "big")
+    return files | {name: data[:place] + 2 * size + data[place + 4 :]}
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (a_huge_picture, "is not of 32x32 pixels"),
+        (lambda files: a_huge_picture(files, 11_000), "is not of 32x32 pixels"),
+        (lambda files: a_huge_picture(files, 33), "is not of 32x32 pixels"),
         (without_last, "has 49 training images instead of 50"),
         (two_of_one_class, "training images of class"),
         (broken_picture, "is damaged"),
@@ -241,6 +253,17 @@ def test_what_is_wrong_with_an_archive_is_said(tmp_path, monkeypatch, binary_fol
     (binary_folder / BINARY_FOLDER / BATCHES[2]).write_bytes(b"123")
     with pytest.raises(LabError, match=r"data_batch_3\.bin.*truncated"):
         task(binary_folder)
+
+
+def test_files_of_gigabytes_are_not_read(tmp_path, binary_folder):
+    batch = binary_folder / BINARY_FOLDER / BATCHES[0]
+    os.truncate(batch, 8 << 30)  # sparse: it takes no room
+    with pytest.raises(LabError, match=r"data_batch_1\.bin.* has 8,589,934,592 bytes, too many"):
+        task(binary_folder)
+    picture = next(name for name in jpegs() if name.startswith("test/dog"))
+    archive = pack(tmp_path / JPEG, jpegs() | {picture: bytes(200_000)}, "w:xz")
+    with pytest.raises(LabError, match="has 200,000 bytes, too many"):
+        task(archive)
 
 
 def test_other_mistakes_are_one_sentence(tmp_path, binary_folder, monkeypatch):

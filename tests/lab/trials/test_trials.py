@@ -282,7 +282,7 @@ def _loss(name: str, rate: float, seed: int, length: float) -> float:
 
 
 def _result(job) -> RunRecord:
-    name, rate, seed = job.cell.method.name, job.cell.method.learning_rate, job.cell.seed
+    name, rate, seed = job.run.method.name, job.run.method.learning_rate, job.run.seed
     key = job.files.folder.parent.name
     length = float(key.partition("-x")[2] or 1)
     loss = _loss(name, rate, seed, length)
@@ -290,7 +290,7 @@ def _result(job) -> RunRecord:
     readings = {"true": loss} | averages
     return RunRecord(
         configuration="",
-        method=job.cell.method.key,
+        method=job.run.method.key,
         seed=seed,
         history={"step": [0, 10]},
         diverged_at=3 if name == "adamw-s1" and seed == 4 else None,
@@ -344,7 +344,7 @@ def test_every_round_ends_and_leaves_its_runs(studied) -> None:
 def test_a_sample_of_the_tables_is_what_other_code_finds_in_the_raw_runs(studied) -> None:
     experiments, results = studied
     raw = {
-        (job.experiment, job.cell.method.name, job.cell.method.learning_rate, job.cell.seed): r
+        (job.experiment, job.run.method.name, job.run.method.learning_rate, job.run.seed): r
         for job, r in results.items()
     }
     label = WORKLOADS["long-cosine"].label
@@ -452,29 +452,89 @@ def test_the_report_shows_every_question(studied) -> None:
 @pytest.mark.results
 def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
     """docs/answers.md, recomputed from the lines of the runs with numpy and scipy alone."""
-    folder, page = Path("results/trials/long-cosine"), Path("docs/answers.md").read_text("utf-8")
-    losses: dict[str, dict[int, float]] = {}
-    for line in (folder / "final/runs.jsonl").read_text().splitlines():
-        run = json.loads(line)
-        name = run["method"].rpartition("-lr")[0]
-        losses.setdefault(name, {})[run["seed"]] = run["readings"]["true"]["test"]
+    page = Path("docs/answers.md").read_text("utf-8")
+    losses: dict[str, dict[str, dict[int, float]]] = {}
+    for folder in Path("results/trials").glob("*-cosine"):
+        for line in (folder / "final/runs.jsonl").read_text().splitlines():
+            run = json.loads(line)
+            name = run["method"].rpartition("-lr")[0]
+            some = losses.setdefault(folder.name, {}).setdefault(name, {})
+            some[run["seed"]] = run["readings"]["true"]["test"]
 
-    def change(name: str, reference: str) -> tuple[float, str]:
-        seeds = sorted(losses[name].keys() & losses[reference].keys())
+    def differences(task: str, name: str, reference: str) -> np.ndarray:
+        found = losses[task]
+        seeds = sorted(found[name].keys() & found[reference].keys())
         assert len(seeds) == 5
-        own, base = (np.log([losses[n][s] for s in seeds]) for n in (name, reference))
-        low, high = stats.ttest_rel(own, base).confidence_interval(0.95)
-        parts = [100 * math.expm1(x) for x in ((low + high) / 2, low, high)]
-        mean, low, high = (f"{x:+.1f}".replace("-", "−") for x in parts)
-        return parts[0], f"{mean} [{low}, {high}]"
+        own, base = (np.log([found[n][s] for s in seeds]) for n in (name, reference))
+        return own - base
 
-    for name, label, reference, sentence in (
-        ("adamw-s3", "AdamW s=3", "adamw", "ahead end {} % below AdamW,"),
-        ("adamw-s3", "AdamW s=3", "nadamw_mu", "and {} % below NAdamW with a constant"),
-        ("muon-s3", "Muon s=3", "muon_nesterov", "{} % below Muon-Nesterov as it is shipped"),
-        ("muon-s3", "Muon s=3", "muon_nesterov-s3-rest", "and {} % below the fairest rival"),
+    def cell_of(middle: float, low: float, high: float) -> str:
+        mean, low, high = (
+            f"{100 * math.expm1(x):+.1f}".replace("-", "−") for x in (middle, low, high)
+        )
+        return f"{mean} [{low}, {high}]"
+
+    def change(task: str, name: str, reference: str) -> tuple[float, str]:
+        some = differences(task, name, reference)
+        low, high = stats.ttest_1samp(some, 0).confidence_interval(0.95)
+        return 100 * math.expm1(some.mean()), cell_of(some.mean(), low, high)
+
+    text = " ".join(page.split())
+    for task, name, label, reference, sentence in (
+        ("long-cosine", "adamw-s3", "AdamW s=3", "adamw", ""),
+        ("long-cosine", "adamw-s3", "AdamW s=3", "nadamw_mu", "The long task ends {} % lower"),
+        (
+            "long-cosine",
+            "muon-s3",
+            "",
+            "muon_nesterov",
+            "{} % below Muon-Nesterov as it is shipped",
+        ),
+        (
+            "long-cosine",
+            "muon-s3",
+            "Muon s=3",
+            "muon_nesterov-s3-rest",
+            "and {} % below the fairest",
+        ),
+        ("cifar10-bn-cosine", "adamw-s3", "", "nadamw_mu", "with BatchNorm {} % lower"),
+        ("cifar10-plain-cosine", "adamw-s3", "", "nadamw_mu", "CIFAR-10 without {} % higher"),
+        ("text-lstm-cosine", "nadamw", "", "nadamw_mu", "{} % lower on one text"),
+        ("text-transformer-cosine", "nadamw", "", "nadamw_mu", "{} % higher on another"),
     ):
-        mean, cell = change(name, reference)
-        if reference != "muon_nesterov":  # that one is in no table of its own
+        mean, cell = change(task, name, reference)
+        if label:
             assert re.search(rf"\| {label} \| (\*\*)?{re.escape(cell)}", page), cell
-        assert sentence.format(f"{-mean:.1f}") in " ".join(page.split())
+        assert sentence.format(f"{abs(mean):.1f}") in text, (sentence, mean)
+        assert (mean > 0) is ("higher" in sentence)
+    # the means over tasks, with Satterthwaite's degrees of freedom
+    for reference in ("adamw", "nadamw_mu"):
+        each = [differences(task, "adamw-s3", reference) for task in losses]
+        parts = np.array([some.var(ddof=1) / len(some) for some in each]) / len(each) ** 2
+        freedom = parts.sum() ** 2 / (parts**2 / 4).sum()
+        middle = float(np.mean([some.mean() for some in each]))
+        half = stats.t.ppf(0.975, freedom) * math.sqrt(parts.sum())
+        assert cell_of(middle, middle - half, middle + half) in page
+
+
+def test_another_version_of_weightcast_is_no_other_place(studied) -> None:
+    """A study that goes on after a release compares its runs with those from before."""
+    both, (results, _) = [], studied
+    for version in ("0.1.0.dev0", "0.1.0"):
+        renamed = [
+            e | {"environments": [one | {"weightcast": version} for one in e["environments"]]}
+            for e in results
+        ]
+        both.append(next(e for e in renamed if e["key"] == "long-cosine"))
+    mixed = both[0] | {"environments": [*both[0]["environments"], *both[1]["environments"]]}
+    later = len(both[0]["environments"])
+    mixed["runs"] = [
+        run | {"environment": [n + later for n in run["environment"]]}
+        if run["name"] == "adamw-s3"
+        else run
+        for run in mixed["runs"]
+    ]
+    assert changes(mixed, "adamw-s3", "adamw", "usual") == changes(
+        both[0], "adamw-s3", "adamw", "usual"
+    )
+    assert changes(mixed, "adamw-s3", "adamw", "usual")[0]
