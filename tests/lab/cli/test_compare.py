@@ -98,7 +98,7 @@ def test_a_learning_rate_for_one_method(weightcast, tmp_path):
     out = tmp_path / "out"
     words = ("--lr", "0.004", "--lr", "adamw-s1=0.002", "--betas", "0.8,0.9", "--milestones", "1")
     words += ("--weight-decay", 0)
-    done = weightcast(*SMALL[:6], 1, *SMALL[7:], "--epochs", 2, *words, "--out", out)
+    done = weightcast(*SMALL[:8], 1, *SMALL[9:], "--epochs", 2, *words, "--out", out)
     assert done.code == 0, done.err
     assert "AdamW s=1, lr 0.002" in done.out
     results = json.loads((out / "results.json").read_text())
