@@ -40,13 +40,36 @@ def page(*all_found: dict[str, Any]) -> str:
     about = (__doc__ or "").split("\n\n")[1].strip().replace("\n", " ")
     lines = ["# Benchmarks", "", about]
     for found in sorted(all_found, key=machine):
-        lines += part(found)
+        lines += host_part(found) if "host" in found else part(found)
     return "\n".join(lines) + "\n"
 
 
-def machine(found: dict[str, Any]) -> tuple[str, str]:
-    """Where it was measured: device and hardware."""
-    return found["environment"]["device"], found["environment"]["hardware"]
+def machine(found: dict[str, Any]) -> tuple[str, str, bool]:
+    """Where it was measured: device and hardware; what the host's part costs is apart."""
+    return found["environment"]["device"], found["environment"]["hardware"], "host" in found
+
+
+def host_part(found: dict[str, Any]) -> list[str]:
+    """What `host_cost.py` measured."""
+    e = found["environment"]
+    lines = [
+        "",
+        "## The host's part",
+        "",
+        "`python benchmarks/host_cost.py --out benchmarks/results/step-cost-host.json "
+        "--page docs/benchmarks.md`,",
+        f"on {e['hardware']}, Python {e['python']}, torch {e['torch']}. Parameters of 8 numbers, "
+        "one thread: what remains is the calls, for which small models on a GPU wait. A forward "
+        "that computes nothing and a step, in processor time, the least of "
+        f"{found['rounds']} rounds, as multiples of torch's `AdamW(foreach=True)`.",
+        "",
+        "| parameters | torch (µs) | AdamW, attached | weightcast.AdamW, lazy | in step |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for count, row in found["host"].items():
+        cells = [f"{row['torch µs']:.0f}", *(number(row[k]) for k in ("attach", "lazy", "in step"))]
+        lines.append(f"| {int(count):,} | {' | '.join(cells)} |")
+    return lines
 
 
 def part(found: dict[str, Any]) -> list[str]:

@@ -37,3 +37,27 @@ class Lion(torch.optim.Optimizer):
 def lion(state, group):
     """Δ = γ·sign(...), what the last step subtracted."""
     return group["lr"] * state["update"]
+
+
+def main(steps=1, iterations=300):
+    """Learn a function of 8 numbers; the loss at first and at last."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    weightcast.attach(model, optimizer, steps=steps)
+    x = torch.randn(256, 8)
+    y = x.square().sum(1, keepdim=True)
+    losses = []
+    for _ in range(iterations):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+if __name__ == "__main__":
+    for s in (0, 1):
+        first, last = main(steps=s)
+        print(f"{s} steps ahead: loss {first:.3f} at first, {last:.3f} at last")

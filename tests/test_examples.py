@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -82,20 +83,27 @@ def test_hugging_face() -> None:
     assert after < before - 1
 
 
-def test_ddp(tmp_path: Path) -> None:
-    """R25: two processes, as the example's own command starts them.
+def test_an_optimizer_of_ones_own_learns_with_a_forecast_and_without() -> None:
+    plain, predicted = (example("own_optimizer.py")(steps=s) for s in (0, 1))
+    assert plain[0] == predicted[0]
+    assert plain[1] != predicted[1]
+    assert max(plain[1], predicted[1]) < plain[0] / 4
+
+
+def torchrun(name: str, processes: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What an example prints on so many processes.
 
     They leave by `_exit`: an interpreter that frees a DDP model over Gloo now and then aborts as it
     ends, with weightcast or without.
     """
-    script = tmp_path / "ddp.py"
+    script = folder / name
     script.write_text(
         "import os, runpy, sys\n"
-        f"runpy.run_path({str(EXAMPLES / 'ddp.py')!r}, run_name='__main__')\n"
+        f"runpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')\n"
         "sys.stdout.flush()\n"
         "os._exit(0)\n"
     )
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [sys.executable, "-m", *command, str(script)],
         env={"OMP_NUM_THREADS": "1", **os.environ},
@@ -104,11 +112,25 @@ def test_ddp(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_ddp(tmp_path: Path) -> None:
+    """R25: two processes, as the example's own command starts them."""
+    done = torchrun("ddp.py", 2, tmp_path)
     assert "the same weights in 2 processes" in done.stdout
     _, first, *_, last, _, _, _ = next(
         line for line in done.stdout.splitlines() if line.startswith("loss")
     ).split()
     assert float(last) < float(first) / 4
+
+
+def test_pipeline(tmp_path: Path) -> None:
+    """Four stages; the first one's gradient is three steps late, and a forecast helps."""
+    done = torchrun("pipeline.py", 4, tmp_path)
+    assert "comes 3 steps late, and is taken 3 steps ahead" in done.stdout
+    late, ahead = map(float, re.findall(r"mean loss .*: ([\d.]+)", done.stdout))
+    assert ahead < late < 4.0  # of a target whose variance is 4
 
 
 def test_the_notebook_runs_as_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +153,7 @@ def test_the_notebook_runs_as_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_example_is_listed_and_run() -> None:
     listed = (EXAMPLES / "README.md").read_text("utf-8")
     tests = Path(__file__).read_text("utf-8") + (
-        Path(__file__).parent / "lab" / "test_own.py"
+        Path(__file__).parent / "lab" / "test_plugins.py"
     ).read_text("utf-8")
     for path in EXAMPLES.iterdir():
         if path.suffix in (".py", ".ipynb"):

@@ -164,6 +164,7 @@ def test_importing_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.results
 @pytest.mark.parametrize(
     ("document", "results", "brief"),
     [
@@ -189,6 +190,7 @@ def test_printed_numbers_come_from_committed_results(
     assert re.search(r"AdamW s=[3D]", copy.read_text())
 
 
+@pytest.mark.results
 def test_the_compatibility_page_comes_from_the_committed_results() -> None:
     """As `python -m tests.frameworks.matrix` writes it; nothing in it is unknown or failed."""
     results = json.loads(matrix.RESULTS.read_text())

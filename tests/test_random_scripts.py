@@ -165,6 +165,7 @@ class Ours:
             return weights(self.model)
 
     def evaluate(self, seed: int) -> Tensor:
+        self.model.uses_all = True
         with torch.no_grad():
             output = self.model.eval()(batch(seed))
         self.model.train()
@@ -241,6 +242,7 @@ class ByHand:
         self.saved: Any = None
 
     def evaluate(self, seed: int) -> Tensor:
+        self.model.uses_all = True
         with torch.no_grad():
             return self.model(batch(seed))
 
@@ -288,6 +290,8 @@ class ByHand:
         self.saved = copy.deepcopy(state)
 
     def load(self, anew: bool) -> None:
+        if anew:
+            self.optimizer.zero_grad(set_to_none=True)
         model, optimizer, per_lr = copy.deepcopy(self.saved)
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)

@@ -12,7 +12,7 @@ from weightcast.errors import (
 )
 from weightcast.prediction import WeightPrediction
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AdamW",

@@ -88,8 +88,8 @@ def _plainly(thing: Any, act: Callable[[Any], Any]) -> Any:
     for name, table in plain.items():
         if "_hooks" in name and isinstance(table, OrderedDict):
             plain[name] = type(table)((n, hook) for n, hook in table.items() if n not in owners)
-    object.__setattr__(thing, "__dict__", plain)
     try:
+        object.__setattr__(thing, "__dict__", plain)
         return act(thing)
     finally:
         object.__setattr__(thing, "__dict__", attached)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weightcast_lab.results.loading import Results, StoredRun
@@ -29,7 +29,17 @@ def pairs(results: Results, key: str, reference: str) -> list[tuple[StoredRun, S
     """
     own, base = finished(results, key), finished(results, reference)
     both = [(own[seed], base[seed]) for seed in own if seed in base]
-    return [(run, other) for run, other in both if run["environment"] == other["environment"]]
+    places = list(map(place_of, results["environments"]))
+
+    def where(run: StoredRun) -> list[dict[str, str]]:
+        return [places[number] for number in run["environment"]]
+
+    return [(run, other) for run, other in both if where(run) == where(other)]
+
+
+def place_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment changes the last digits of a loss: not this project's version."""
+    return {name: value for name, value in environment.items() if name != "weightcast"}
 
 
 def measure(run: StoredRun, higher_is_better: bool) -> dict[str, float]:

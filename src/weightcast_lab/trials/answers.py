@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from weightcast_lab.results.loading import Results
+from weightcast_lab.results.measures import place_of
 from weightcast_lab.results.statistics import Interval, holm, mean_interval, p_value, stratified
 from weightcast_lab.study.answers import AnswerRow, Effect
 from weightcast_lab.trials.protocol import CANDIDATES
@@ -62,7 +63,7 @@ def losses(
     place = choice["reading"] if reading is None else reading
     found = {}
     for run in runs_of(experiment, choice):
-        where = [experiment["environments"][n] for n in run["environment"]]
+        where = [place_of(experiment["environments"][n]) for n in run["environment"]]
         if run["diverged_at"] is not None:
             found[run["seed"]] = math.inf, where
         elif place in run["readings"]:

@@ -229,6 +229,7 @@ def test_numbers_beyond_reason_are_one_sentence(weightcast, tmp_path, words, sen
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.results
 def test_outputs_that_exclude_one_another_are_refused(weightcast):
     results = Path(__file__).parents[3] / "results" / "digits"
     refused = weightcast("report", results, "--markdown", "--json")
@@ -236,6 +237,7 @@ def test_outputs_that_exclude_one_another_are_refused(weightcast):
     assert "exclude one another" in refused.err
 
 
+@pytest.mark.results
 def test_without_delay_a_configuration_is_what_it_was_before_there_were_delays(tmp_path):
     """Its hash decides whether earlier runs count: it must not change."""
     committed = Path(__file__).parents[3] / "results" / "digits" / "results.json"

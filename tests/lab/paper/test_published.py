@@ -16,6 +16,8 @@ from scipy import stats
 from weightcast_lab.paper.protocol import TABLES
 from weightcast_lab.results.loading import load_results
 
+pytestmark = pytest.mark.results
+
 ROOT = Path(__file__).parents[3]
 FORECASTS = (
     *("adamw-s0.5", "adamw-s1", "adamw-s2", "adamw-s3", "adamw-s5", "adamw-s8"),

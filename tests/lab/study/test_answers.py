@@ -546,15 +546,13 @@ def test_a_study_is_not_a_reproduction(core, tmp_path):
 def test_all_files_of_a_report(core, tmp_path):
     variant = whole(BETTER, names=["adamw", "adamw-s3"], keys=["more"], variant_of="one")
     names = {path.name for path in write_report(report_of(core + variant), tmp_path)}
+    figures = ("curves", "rates", "ahead", "forest-adamw", "forest-nadamw", "forest-plain")
     assert names == {
         *("report.html", "tables.md", "table.csv"),
         *(
-            f"{name}-{theme}.svg"
-            for name in (
-                *("curves", "rates", "ahead"),
-                *(f"forest-{name}" for name in ("adamw", "nadamw", "plain", "variants")),
-            )
-            for theme in ("light", "dark")
+            f"{name}{form}"
+            for name in (*figures, "forest-variants")
+            for form in (".png", "-light.svg", "-dark.svg")
         ),
     }
     page = (tmp_path / "report.html").read_text()

@@ -449,6 +449,7 @@ def test_the_report_shows_every_question(studied) -> None:
 # --- what is published ---------------------------------------------------------------------------
 
 
+@pytest.mark.results
 def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
     """docs/answers.md, recomputed from the lines of the runs with numpy and scipy alone."""
     page = Path("docs/answers.md").read_text("utf-8")
@@ -514,3 +515,26 @@ def test_the_published_tables_and_sentences_follow_from_the_raw_runs() -> None:
         middle = float(np.mean([some.mean() for some in each]))
         half = stats.t.ppf(0.975, freedom) * math.sqrt(parts.sum())
         assert cell_of(middle, middle - half, middle + half) in page
+
+
+def test_another_version_of_weightcast_is_no_other_place(studied) -> None:
+    """A study that goes on after a release compares its runs with those from before."""
+    both, (results, _) = [], studied
+    for version in ("0.1.0.dev0", "0.1.0"):
+        renamed = [
+            e | {"environments": [one | {"weightcast": version} for one in e["environments"]]}
+            for e in results
+        ]
+        both.append(next(e for e in renamed if e["key"] == "long-cosine"))
+    mixed = both[0] | {"environments": [*both[0]["environments"], *both[1]["environments"]]}
+    later = len(both[0]["environments"])
+    mixed["runs"] = [
+        run | {"environment": [n + later for n in run["environment"]]}
+        if run["name"] == "adamw-s3"
+        else run
+        for run in mixed["runs"]
+    ]
+    assert changes(mixed, "adamw-s3", "adamw", "usual") == changes(
+        both[0], "adamw-s3", "adamw", "usual"
+    )
+    assert changes(mixed, "adamw-s3", "adamw", "usual")[0]
