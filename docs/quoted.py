@@ -101,7 +101,7 @@ def _cost(files: str, column: str) -> str:
     found = [
         training[f"{column.replace('-', ' ')} / plain"]
         for path in (ROOT / "benchmarks" / "results").glob(f"{files}.json")
-        for of_threads in json.loads(path.read_text("utf-8"))["training"].values()
+        for of_threads in json.loads(path.read_text("utf-8")).get("training", {}).values()
         for training in of_threads.values()
     ]
     return f"{number(100 * (max(found) - 1), 1)} %"

@@ -8,7 +8,7 @@ RESULTS, PAGE = ROOT / "results" / "compatibility.json", ROOT / "docs" / "compat
 
 
 def page(results: dict) -> str:
-    """One table of all frameworks, then each feature that needs more than `attach`, or is refused."""
+    """One table of all frameworks, then what needs more than `attach`, or is refused."""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     cells = [cell for features in results["cells"].values() for cell in features.values()]
     where = "on CPUs, " if any(cell["outcome"] == "skipped" for cell in cells) else ""
@@ -17,8 +17,8 @@ def page(results: dict) -> str:
         "",
         "Every feature named here is a test, or several, in",
         "`tests/frameworks`: they train with weight prediction and compare the",
-        "final weights with Algorithm 1 written out by hand, and evaluation and checkpoints with the",
-        "true weights. [Recipes](recipes.md) has the loops.",
+        "final weights with Algorithm 1 written out by hand, and evaluation and checkpoints with",
+        "the true weights. [Recipes](recipes.md) has the loops.",
         "",
         "| framework | works with `attach` alone | works, with care | refused |",
         "| --- | --- | --- | --- |",

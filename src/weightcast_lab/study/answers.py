@@ -108,7 +108,7 @@ class Answer:
             if labels := [row.label for row, effect in both if effect.verdict == verdict]:
                 all_are = len(labels) == len(self.rows)
                 parts.append(verdict if all_are else f"{verdict}: {', '.join(labels)}")
-        return "; ".join(parts) or "no difference shown"
+        return "; ".join(parts) or "on average no difference shown"
 
     @property
     def reason(self) -> str:
@@ -116,10 +116,10 @@ class Answer:
         tested = [e for row in self.rows for e in row.effects if e.p is not None]
         better = sum(e.verdict == "better" for e in tested)
         worse = sum(e.verdict == "worse" for e in tested)
-        family = f" of {self.corrected} in its family" if self.corrected > len(tested) else ""
+        family = f" (a family of {self.corrected})" if self.corrected > len(tested) else ""
         return (
-            f"Single comparisons with {self.reference}: {len(tested)}{family}; after correction "
-            f"better: {better}, worse: {worse}."
+            f"On single tasks, after correction, better in {better} and worse in {worse} of "
+            f"{len(tested)} comparisons with {self.reference}{family}."
         )
 
 
