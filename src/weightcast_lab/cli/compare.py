@@ -54,10 +54,11 @@ def compare(
         typer.Option(
             help="Run plain and with each of --steps; may be repeated. The first, plain, is what "
             "all others are compared with. One of adamw, nadamw (as torch makes it), nadamw_mu "
-            "(NAdamW with a constant μ), adam, radam, sgd, nesterov, rmsprop, adagrad; with "
-            "weightcast[study] also lion, adabelief, soap, muon, muon_nesterov, muon_nadamw, "
-            "muon_inside1, muon_inside3, muon_inside8, and schedule_free and lookahead, which are "
-            "baselines only. Or one of your own, "
+            "(NAdamW with a constant μ), adam, radam, sgd, nesterov, rmsprop, adagrad, "
+            "smooth_adamw, smooth_adamw8, smooth_nadamw_mu (which walk a slow average of their "
+            "steps); with weightcast[study] also lion, adabelief, soap, muon, muon_nesterov, "
+            "muon_nadamw, muon_inside1, muon_inside3, muon_inside8, smooth_muon_nesterov, and "
+            "schedule_free and lookahead, which are baselines only. Or one of your own, "
             "path/to/file.py:name, made as name(parameters, lr=...)."
         ),
     ] = ["adamw"],  # noqa: B006 - typer reads the default

@@ -150,9 +150,18 @@ def _soap(
 def _smooth(inner: str, **settings: Any) -> Callable[..., Optimizer]:
     """The long form over another optimizer; `momentum` is β of the slow average."""
 
-    def make(params: Iterable[Tensor], lr: float, momentum: float = 0.99) -> Optimizer:
+    def make(
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.99,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+    ) -> Optimizer:
+        said = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        options = settings | {name: value for name, value in said.items() if value is not None}
         smooth = importlib.import_module("weightcast_lab.methods.smooth").Smooth
-        made: Optimizer = smooth(OPTIMIZERS[inner][1](params, lr=lr, **settings), momentum)
+        made: Optimizer = smooth(OPTIMIZERS[inner][1](params, lr=lr, **options), momentum)
         return made
 
     return make
