@@ -30,10 +30,11 @@ AT = {"usual": "at the usual momentum", "best": "each at its best momentum"}
 
 def _question(answer: Answer) -> Table:
     several = len(answer.workloads) > 1
-    header = ["Method", *(["β"] if answer.at == "best" else []), *answer.workloads]
+    schedule = f", {answer.question.schedule}"
+    header = ["Method", *(["β"] if answer.at == "best" else [])]
     if several:
         header += ["Mean", "Mean without the task that moves it most"]
-    header.append("Smallest visible")
+    header += ["Smallest visible", *(task.removesuffix(schedule) for task in answer.workloads)]
     rows = [_row(one, several) for one in answer.rows]
     what = f"Change of the test loss in %, compared with {answer.reference}, {AT[answer.at]}"
     return Table(f"{answer.question.text} {what}", header, rows)
@@ -43,13 +44,13 @@ def _row(one: Row, several: bool) -> list[Cell]:
     row = one.row
     cells: list[Cell] = [(row.label + (" (primary)" if one.is_primary else ""), "")]
     cells += [(one.momenta, "")] if one.momenta else []
-    cells += [(effect_text(effect), effect.verdict) for effect in row.effects]
     if several:
         name, rest = one.without or ("", None)
         text = NOTHING if rest is None else f"{change_text(rest)} (without {name})"
         cells += [(overall_text(row), row.overall.verdict), (text, "")]
     visible = NOTHING if one.visible is None else f"±{number(in_percent(one.visible), 1)}"
-    return [*cells, (visible, "")]
+    cells.append((visible, ""))
+    return [*cells, *((effect_text(effect), effect.verdict) for effect in row.effects)]
 
 
 def _savings(found: Sequence[Saving]) -> Table:
