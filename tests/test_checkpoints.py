@@ -147,6 +147,7 @@ def test_what_was_given_the_dict_of_an_attached_module_is_copied_as_itself(way: 
 
 
 def test_nothing_is_left_with_copyreg() -> None:
+    gc.collect()  # what others have left to it
     before = dict(copyreg.dispatch_table)
     one, _, prediction = attached()
     other, *rest = attached()
@@ -154,7 +155,7 @@ def test_nothing_is_left_with_copyreg() -> None:
     prediction.detach()
     del other, rest
     gc.collect()
-    assert dict(copyreg.dispatch_table) == before
+    assert copyreg.dispatch_table.keys() <= before.keys()
     copyreg.pickle(Recorder, theirs := lambda model: (Recorder, ()))
     try:
         weightcast.attach(one, torch.optim.AdamW(one.parameters())).detach()
