@@ -58,15 +58,12 @@ class AdamWForecast(RuleForecast):
     def predict(self) -> None:
         """Move the weights from θ to θ̂. Does nothing if they are there."""
         if (optimizer := self.optimizer) is not None:
-            settings = settings_of_groups(optimizer.param_groups, self.steps, self.damped)
             if not self.at_forecast:
                 self.masters.heed(optimizer)
-            elif settings != self.settings_used and self._corrected():
-                self.settings_used = settings
             super().predict()
             self.is_awaited = True
 
-    def _corrected(self) -> bool:
+    def corrected(self) -> bool:
         """Whether all could go straight on from one forecast to another, as other rates want it."""
         if self.batches() != self.moved:
             return False
@@ -76,10 +73,6 @@ class AdamWForecast(RuleForecast):
             for batch in self.moved:
                 batch.forecast(self.reach_of(batch.group))
         return True
-
-    def check_anything_known(self, batches: list[Batch]) -> None:
-        """Say so if no parameter has a displacement after a step."""
-        self.diagnostics.check_anything_known(batches)
 
     def note_writes(self) -> None:
         """What was written to the weights so far is no matter."""

@@ -69,12 +69,6 @@ def forecast(o: Operands, s: Settings) -> None:
     _walk(theta, o, s, -s.ahead, o.params)
 
 
-def walk(o: Operands, s: Settings) -> None:
-    """From `back` to θ, and from there `ahead`."""
-    _walk(o.params, o, s, s.back)
-    _walk(o.params, o, s, -s.ahead)
-
-
 def restore(o: Operands) -> None:
     """θ from `sources` to `params`, bit for bit."""
     torch._foreach_copy_(o.params, o.sources)

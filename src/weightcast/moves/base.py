@@ -102,7 +102,8 @@ class RuleForecast(Forecast):
             if self.others_stepped:  # else what was written may be put back: a climb, an average
                 self.others_stepped = False
                 self._check_untouched()
-            if settings == self.settings_used:
+            if settings == self.settings_used or self.corrected():
+                self.settings_used = settings
                 return
             # a scheduler went on after a step that the gradient scaler skipped
             self.bring_back(for_update=False)
@@ -192,6 +193,10 @@ class RuleForecast(Forecast):
         """Those to which nobody may write now: it would be lost."""
         return [p for batch in self.moved if not batch.is_computed for p in batch.params]
 
+    def corrected(self) -> bool:
+        """Whether what is predicted went straight on to where other settings want it."""
+        return False
+
     def check_once(self) -> None:
         """Say so if others wrote to the weights since `note_writes`."""
         if self.at_forecast and not self._is_checked:
@@ -235,16 +240,9 @@ class RuleForecast(Forecast):
         found, seen = list[Batch](), generation()
         if (optimizer := self._optimizer()) is not None:
             for n, group in enumerate(optimizer.param_groups):
-                states, rule = self.states_of(group["params"]), self.rule_of(group)
+                rule, states = self.rule_of(group), self.states_of(group["params"])
                 found += batches_of(
-                    self.plans,
-                    n,
-                    group,
-                    rule,
-                    states,
-                    self.memory,
-                    self.keeps,
-                    self.complete_state,
+                    self.plans, n, group, rule, states, self.memory, self.keeps, self.complete_state
                 )
             if generation() != seen:  # somebody may have replaced parameters
                 self.drop_all_but({p for g in optimizer.param_groups for p in g["params"]})
