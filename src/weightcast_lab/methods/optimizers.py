@@ -46,17 +46,24 @@ def _lion(
     return made
 
 
-def _schedule_free(
-    params: Iterable[Tensor],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Optimizer:
-    made: Optimizer = _other("schedulefree", "AdamWScheduleFree")(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-    )
-    return made
+def _as_adamw(
+    package: str, name: str, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> Callable[..., Optimizer]:
+    """A class of another package that takes what AdamW takes; it decays as AdamW by default."""
+
+    def make(
+        params: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float] = betas,
+        eps: float = eps,
+        weight_decay: float = 0.01,
+    ) -> Optimizer:
+        made: Optimizer = _other(package, name)(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+        )
+        return made
+
+    return make
 
 
 def _lookahead(
@@ -121,32 +128,6 @@ def _muon_variant(name: str, **options: Any) -> Callable[..., Optimizer]:
     return make
 
 
-def _adabelief(
-    params: Iterable[Tensor],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-16,
-    weight_decay: float = 0.01,
-) -> Optimizer:
-    made: Optimizer = _other("pytorch_optimizer", "AdaBelief")(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-    )
-    return made
-
-
-def _soap(
-    params: Iterable[Tensor],
-    lr: float,
-    betas: tuple[float, float] = (0.95, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Optimizer:
-    made: Optimizer = _other("pytorch_optimizer", "SOAP")(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-    )
-    return made
-
-
 def _smooth(inner: str, **settings: Any) -> Callable[..., Optimizer]:
     """The long form over another optimizer; `momentum` is β of the slow average."""
 
@@ -188,8 +169,8 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
         ),
     ),
     "adam": ("Adam", torch.optim.Adam),
-    "adabelief": ("AdaBelief", _adabelief),
-    "soap": ("SOAP", _soap),
+    "adabelief": ("AdaBelief", _as_adamw("pytorch_optimizer", "AdaBelief", eps=1e-16)),
+    "soap": ("SOAP", _as_adamw("pytorch_optimizer", "SOAP", betas=(0.95, 0.95))),
     "radam": ("RAdam", torch.optim.RAdam),
     "sgd": ("SGD", partial(torch.optim.SGD, momentum=0.9)),
     "nesterov": ("Nesterov", partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
@@ -213,7 +194,7 @@ OPTIMIZERS: dict[str, tuple[str, Callable[..., Optimizer]]] = {
     "smooth_adamw8": ("Smooth AdamW, inner β₁ 0.8", _smooth("adamw", betas=(0.8, 0.999))),
     "smooth_nadamw_mu": ("Smooth NAdamW, constant μ", _smooth("nadamw_mu")),
     "smooth_muon_nesterov": ("Smooth Muon Nesterov", _smooth("muon_nesterov")),
-    "schedule_free": ("Schedule-free AdamW", _schedule_free),
+    "schedule_free": ("Schedule-free AdamW", _as_adamw("schedulefree", "AdamWScheduleFree")),
     "lookahead": ("Lookahead AdamW", _lookahead),
 }
 

@@ -61,18 +61,28 @@ def stratified(groups: Sequence[Sequence[float]]) -> tuple[Interval, float] | No
     if not groups:
         return None
     mean = float(np.mean([np.mean(group) for group in groups]))
-    parts = [float(np.var(group, ddof=1)) / len(group) for group in groups]
-    n, variance = sum(map(len, groups)), sum(parts)
-    if variance == 0:
+    n, (error, freedom) = sum(map(len, groups)), standard_error(groups)
+    if error == 0:
         return Interval(mean, 0.0, n), 1.0
-    freedom = 1 / sum(
-        (part / variance) ** 2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True)
-    )
-    error = math.sqrt(variance) / len(groups)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     interval = Interval(mean, quantile * error, n)
     p = 1.0 if interval.is_tie else 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return interval, p
+
+
+def standard_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Of the mean of the groups' means, of two values and more each, and its degrees of freedom.
+
+    Satterthwaite's; infinite where nothing scatters.
+    """
+    parts = [float(np.var(group, ddof=1)) / len(group) for group in groups]
+    variance = sum(parts)
+    if variance == 0:
+        return 0.0, math.inf
+    freedom = 1 / sum(
+        (part / variance) ** 2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True)
+    )
+    return math.sqrt(variance) / len(groups), freedom
 
 
 def p_value(values: Sequence[float]) -> float:

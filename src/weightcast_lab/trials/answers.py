@@ -10,12 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 from weightcast_lab.results.loading import Results
 from weightcast_lab.results.measures import place_of
-from weightcast_lab.results.statistics import Interval, holm, mean_interval, p_value, stratified
+from weightcast_lab.results.statistics import (
+    Interval,
+    holm,
+    mean_interval,
+    p_value,
+    standard_error,
+    stratified,
+)
 from weightcast_lab.study.answers import AnswerRow, Effect
 from weightcast_lab.trials.protocol import CANDIDATES
 from weightcast_lab.trials.questions import QUESTIONS, Question
@@ -239,15 +245,10 @@ def without_strongest(row: AnswerRow, workloads: Sequence[str]) -> tuple[str, In
 
 def visible_change(groups: Sequence[Sequence[float]]) -> float | None:
     """The change that a t test at 5% shows in 80% of such studies, given the scatter seen here."""
-    found = stratified(groups)
     several = [group for group in groups if len(group) > 1]
-    if found is None or not found[0].half_width:
+    error, freedom = standard_error(several) if several else (0.0, math.inf)
+    if error == 0:
         return None
-    parts = [float(np.var(group, ddof=1)) / len(group) for group in several]
-    error = math.sqrt(sum(parts)) / len(several)
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(group) - 1) for part, group in zip(parts, several, strict=True)
-    )
     quantile = stats.t.ppf(1 - LEVEL / 2, freedom)
     low, high = 0.0, 100.0  # in standard errors
     for _ in range(60):
