@@ -20,34 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 import weightcast
+from step_cost import training
 from weightcast_lab.environment import environment
 from weightcast_lab.files import to_json
 from weightcast_lab.report.markdown import fill_document
 
-WIDTH, LAYERS, TEXTS, LENGTH, WORDS = 256, 4, 16, 128, 2000
 COEFFICIENTS, EPS, ITERATIONS = (3.4445, -4.775, 2.0315), 1e-7, 5
 NAME = "benchmarks/muon.py"
-
-
-class Transformer(nn.Module):
-    """A small language model: 4 layers of 256."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, 0.0, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.output = nn.Linear(WIDTH, WORDS)
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        """Scores of the next words."""
-        scores: torch.Tensor = self.output(self.layers(self.embedding(words)))
-        return scores
 
 
 Update = Callable[[], None]
@@ -55,9 +37,8 @@ Update = Callable[[], None]
 
 def loop(steps: float | None, rule: Any = None) -> tuple[Update, Update, Update]:
     """A training loop: forward and backward, the optimizers' steps, and what predicts before."""
-    torch.manual_seed(0)
-    model = Transformer()
-    hidden = [p for p in model.layers.parameters() if p.ndim == 2]
+    model, loss_of = training("Transformer", "cpu")
+    hidden = [p for p in model[1].parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not q for q in hidden)]
     muon = torch.optim.Muon(hidden, lr=1e-3, nesterov=False, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(rest, lr=1e-3)
@@ -67,12 +48,10 @@ def loop(steps: float | None, rule: Any = None) -> tuple[Update, Update, Update]
             weightcast.attach(model, muon, steps=steps, rule=rule),
             weightcast.attach(model, adamw, steps=steps),
         ]
-    words = torch.randint(WORDS, (TEXTS, LENGTH + 1))
 
     def train() -> None:
         model.zero_grad()
-        scores = model(words[:, :-1])
-        cross_entropy(scores.flatten(0, 1), words[:, 1:].flatten()).backward()
+        loss_of(model).backward()
 
     def step() -> None:
         muon.step()
