@@ -229,11 +229,16 @@ def test_benchmark_pages_come_from_the_committed_measurements(
     ],
 )
 def test_costs_come_from_the_committed_measurements(
-    script: str, results: str, document: str, tmp_path: Path
+    script: str,
+    results: str,
+    document: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As `python benchmarks/SCRIPT --into` writes them."""
     if script == "muon.py" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch has no Muon")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = runpy.run_path(str(ROOT / "benchmarks" / script))
     found = json.loads((ROOT / "benchmarks" / "results" / results).read_bytes())
     page, copy = ROOT / "docs" / document, tmp_path / "copy.md"
